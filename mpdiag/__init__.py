@@ -1,0 +1,32 @@
+"""mpdiag: may this PyTorch job train in mixed precision, what breaks, what is gained?
+
+`scan(target)` gives a Diagnosis, `load(path)` reads a saved one. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mpdiag.version import __version__
+
+if TYPE_CHECKING:
+    from mpdiag.api import ScanOptions, load, scan
+    from mpdiag.diagnosis import Diagnosis
+
+__all__ = ["Diagnosis", "ScanOptions", "__version__", "load", "scan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("scan", "load", "ScanOptions"):
+        import mpdiag.api
+
+        return getattr(mpdiag.api, name)
+    if name == "Diagnosis":
+        from mpdiag.diagnosis import Diagnosis
+
+        return Diagnosis
+    raise AttributeError(f"module 'mpdiag' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

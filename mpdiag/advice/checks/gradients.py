@@ -1,0 +1,207 @@
+"""MP2xx: gradients, the loss scale and the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+from mpdiag.advice.checks.check import Check, number
+from mpdiag.advice.loss_scale import DEFAULT_INIT_LOG2, fp16_gradients
+from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind
+from mpdiag.formats import FP16
+
+
+class GradientUnderflow(Check):
+    """Without a loss scale, gradients round to zero in FP16.
+
+    Why it is bad: a parameter whose gradient is zero does not learn, and nothing is printed. In the paper's SSD, 31 %
+    of the values lost this way made training diverge.
+
+    Threshold: warning when more than 1 % of all FP16 gradient elements, or 5 % of one tensor's, become zero at scale
+    1. Exact zeros and noise-level gradients (mathematically zero: a bias before a norm) do not count.
+
+    Remedy: the recommended loss scale; `GradScaler` multiplies the loss and divides the gradients.
+
+    Source: Micikevicius et al., arXiv 1710.03740, figures 2b and 3.
+    """
+
+    code: ClassVar[str] = "MP201"
+    name: ClassVar[str] = "gradient-underflow"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one, for the tensor that loses most."""
+        tables = fp16_gradients(capture)
+        share = loss_scale.underflow_before
+        if not tables or share is None:
+            return
+        worst = max(tables, key=lambda t: t.signal.usage(FP16).underflow)
+        worst_share = worst.signal.usage(FP16).underflow
+        if share <= 0.01 and worst_share <= 0.05:
+            return
+        cure = loss_scale.log2_scale
+        after = "" if cure is None else f"; at 2^{cure} it is {_percent(loss_scale.underflow_after)}"
+        yield self.finding(
+            "warning",
+            worst.name,
+            f"at scale 1, {_percent(share)} of all FP16 gradient elements become zero "
+            f"({_percent(worst_share)} of {worst.name}'s {worst.kind.replace('_', ' ')}){after}",
+            "no global scale cures this: see MP204" if cure is None else f"scale the loss by 2^{cure}",
+            {
+                "underflow": share,
+                "worst_underflow": worst_share,
+                "energy_lost": loss_scale.energy_lost_before,
+                "underflow_at_recommended": loss_scale.underflow_after,
+            },
+            loss_scale.snippet,
+            worst.source,
+        )
+
+
+class DefaultScaleOverflows(Check):
+    """GradScaler's default start, 2^16, overflows on this job.
+
+    Why it is bad: the first steps are skipped while the scale comes down, and a schedule or a warm-up that counts
+    steps runs ahead of the weights.
+
+    Threshold: the largest FP16 gradient seen times 2^16 reaches 65520. Each halving takes one skipped step.
+
+    Remedy: `init_scale` from the window.
+
+    Source: torch.amp.GradScaler's defaults; pytorch#44511 (schedulers and skipped steps).
+    """
+
+    code: ClassVar[str] = "MP202"
+    name: ClassVar[str] = "default-scale-overflows"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one."""
+        scale = loss_scale.log2_scale
+        largest = max((t.abs_max or 0.0 for t in fp16_gradients(capture)), default=0.0)
+        if scale is None or loss_scale.mode == "none" or largest * 2.0**DEFAULT_INIT_LOG2 < FP16.overflows_at:
+            return
+        skips = math.floor(math.log2(largest / FP16.overflows_at) + DEFAULT_INIT_LOG2) + 1
+        yield self.finding(
+            "info",
+            "GradScaler",
+            f"at GradScaler's default start 2^16 the largest gradient overflows; {skips} step(s) would be skipped",
+            f"start at 2^{scale}",
+            {"default_log2": DEFAULT_INIT_LOG2, "abs_max": largest, "upper_log2": loss_scale.upper_log2},
+            f"init_scale=2.0**{scale}",
+        )
+
+
+class GradientOverflow(Check):
+    """A gradient is beyond FP16's range even without a loss scale.
+
+    Why it is bad: GradScaler halves its scale at every step it skips, below 1 and without end.
+
+    Threshold: 65520 at scale 1.
+
+    Remedy: average instead of summing in the loss, clip activations, or train in BF16.
+
+    Source: FP16 limits; pytorch#99640 (scale below 1).
+    """
+
+    code: ClassVar[str] = "MP203"
+    name: ClassVar[str] = "gradient-overflow"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one, for the largest gradient; the others are counted."""
+        over = [t for t in fp16_gradients(capture) if (t.abs_max or 0.0) >= FP16.overflows_at]
+        if not over:
+            return
+        worst = max(over, key=lambda t: t.abs_max or 0.0)
+        others = f"; so do {len(over) - 1} more" if len(over) > 1 else ""
+        yield self.finding(
+            "error",
+            worst.name,
+            f"the {worst.kind.replace('_', ' ')} of {worst.name} reaches {number(worst.abs_max or 0.0)} at scale 1, "
+            f"beyond FP16's 65504{others}",
+            "use a mean instead of a sum in the loss, or train in BF16",
+            {"abs_max": worst.abs_max, "limit": FP16.overflows_at, "tensors": len(over)},
+            source=worst.source,
+        )
+
+
+class RangeConflict(Check):
+    """No single loss scale serves all gradients: some need more than others can bear.
+
+    Why it is bad: whatever the scale, one part of the model overflows (steps are skipped) or another stops learning.
+
+    Threshold: lower end of the window above its upper end.
+
+    Remedy: BF16; or the tensors at one end in FP32; or a scale per layer (AdaLoss, arXiv 1910.12385).
+
+    Source: the window's two ends are computed from the counts; the tensors that bind them are the proof.
+    """
+
+    code: ClassVar[str] = "MP204"
+    name: ClassVar[str] = "range-conflict"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one."""
+        lower, upper = loss_scale.lower_log2, loss_scale.upper_log2
+        if lower is None or upper is None or lower <= upper:
+            return
+        small = ", ".join(loss_scale.limited_by.get("lower", ())) or "small gradients"
+        large = ", ".join(loss_scale.limited_by.get("upper", ())) or "large gradients"
+        yield self.finding(
+            "error",
+            "loss scale",
+            f"a scale of 2^{lower} or more is needed for {small}, and 2^{upper} is the most for {large}",
+            "train in BF16, or keep the modules at one end in FP32",
+            {"lower_log2": lower, "upper_log2": upper},
+            'with torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = compute_loss(model, batch)\n',
+        )
+
+
+class UpdateStagnation(Check):
+    """Updates too small to move a weight stored in 16 bits.
+
+    Why it is bad: w + dw rounds back to w when |dw| is below half a unit in w's last place, so a model stored in
+    FP16 stops learning; in the paper that cost 80 % of the accuracy.
+
+    Threshold: 10 % of the updates. For FP32 weights this is information: keep them FP32 (autocast does).
+    For weights that are 16-bit already: warning, from 50 % on an error.
+
+    Remedy: FP32 master weights: do not call `model.half()`; let autocast cast.
+
+    Source: Micikevicius et al., arXiv 1710.03740, section 3.1 and figure 2a.
+    """
+
+    code: ClassVar[str] = "MP205"
+    name: ClassVar[str] = "update-stagnation"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one for each type the weights are stored in."""
+        updates = [t for t in capture.of_kind(TensorKind.WEIGHT_UPDATE) if t.stagnant]
+        for dtype, fmt in (("float32", "FP16"), ("float16", "FP16"), ("bfloat16", "BF16")):
+            tables = [t for t in updates if t.dtype == dtype]
+            elements = sum(t.elements for t in tables)
+            if not elements:
+                continue
+            lost = sum((t.stagnant or {})[fmt] * t.elements for t in tables) / elements
+            if lost <= 0.1:
+                continue
+            already = dtype != "float32"
+            worst = max(tables, key=lambda t: (t.stagnant or {})[fmt])
+            yield self.finding(
+                ("error" if lost > 0.5 else "warning") if already else "info",
+                worst.name,
+                f"{lost * 100:.0f} % of the updates {'vanish in the' if already else 'would vanish in'} {fmt} weights"
+                f" ({(worst.stagnant or {})[fmt] * 100:.0f} % of {worst.name}'s)",
+                "store the weights in FP32 and let autocast cast them"
+                if already
+                else "keep FP32 master weights: use autocast, not model.half()",
+                {"stagnant": lost, "limit": 0.1},
+                source=worst.source,
+            )
+
+
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "not known"
+    if share == 0:
+        return "0 %"
+    return f"{share * 100:.1f} %" if share >= 0.001 else "<0.1 %"

@@ -1,0 +1,22 @@
+"""From a Capture to everything that can be said without running mixed precision."""
+
+from __future__ import annotations
+
+from mpdiag.advice.checks import ALL
+from mpdiag.advice.loss_scale import recommend
+from mpdiag.diagnosis import Advice, Capture
+from mpdiag.formats import FP16
+
+_ORDER = {"error": 0, "warning": 1, "info": 2}
+_KEEPS_FP32 = ("MP101", "MP102", "MP301")
+
+
+def advise(capture: Capture) -> Advice:
+    """The loss scale, all findings (worst first) and the modules to keep in FP32."""
+    loss_scale = recommend(capture)
+    findings = [finding for check in ALL for finding in check.find(capture, loss_scale)]
+    findings.sort(key=lambda f: (_ORDER[f.severity], f.code, f.subject))
+    keep = [f.subject for f in findings if f.code in _KEEPS_FP32 and f.severity != "info"]
+    owners = [f.subject.rpartition(".")[0] for f in findings if f.code == "MP104"]  # of an overflowing weight
+    keep += [owner for owner in owners if owner]
+    return Advice(FP16.name, loss_scale, tuple(findings), tuple(dict.fromkeys(keep)))

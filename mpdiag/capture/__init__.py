@@ -1,0 +1,1 @@
+"""Hooks -> a device table of exponent counts -> Capture. Observes; never changes a bit of the training."""

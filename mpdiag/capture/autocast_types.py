@@ -1,0 +1,105 @@
+"""Which type each tensor takes under CUDA FP16 autocast: one iteration is run that way and looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mpdiag.capture.modules import ModuleWatch, recomputing
+from mpdiag.diagnosis import TensorKind, TensorTable
+from mpdiag.errors import MpdiagError
+from mpdiag.target import Job, Start
+from mpdiag.training.precision import FP16_AUTOCAST
+from mpdiag.training.session import open_session
+
+
+@dataclass
+class AutocastTypes:
+    """What one FP16 iteration showed.
+
+    outputs: module name -> dtype of its first floating output. cast: parameters that were copied to FP16.
+    nonfinite: modules whose output had an inf or NaN, in call order; vanished: modules
+    whose output was all zero; fed: modules that were given an inf or NaN. loss: the loss's dtype. error: why the
+    iteration failed, when it did (an operator that autocast refuses, say).
+    """
+
+    outputs: dict[str, str] = field(default_factory=dict)
+    cast: set[str] = field(default_factory=set)
+    nonfinite: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
+    fed: tuple[str, ...] = ()
+    loss: str | None = None
+    error: str | None = None
+
+    def of(self, table: TensorTable) -> TensorTable:
+        """The table with its amp_dtype; unknown stays None."""
+        if self.error is not None and not self.outputs:
+            return table
+        if table.kind in (TensorKind.ACTIVATION, TensorKind.ACTIVATION_GRADIENT):
+            return replace(table, amp_dtype=self.outputs.get(table.name))
+        if table.kind is TensorKind.WEIGHT_UPDATE:
+            return replace(table, amp_dtype=table.dtype)  # the master weights stay as they are
+        return replace(table, amp_dtype="float16" if table.name in self.cast else table.dtype)
+
+
+class _CastsOfParameters(TorchDispatchMode):
+    """Notes which parameters are copied to FP16."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch's own class has no types here
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.cast: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.float16:
+            name = self._names.get(id(args[0]))
+            if name is not None:
+                self.cast.add(name)
+        return func(*args, **kwargs)
+
+
+def observe(job: Job, start: Start, device: torch.device) -> AutocastTypes:
+    """Run one FP16 autocast iteration (emulated off CUDA) on a model of its own and note the types."""
+    seen = AutocastTypes()
+    finite: dict[str, torch.Tensor] = {}
+    alive: dict[str, torch.Tensor] = {}
+    given: dict[str, torch.Tensor] = {}
+    with open_session(job, start, FP16_AUTOCAST, device) as run:
+
+        def on_output(name: str, _: torch.nn.Module, tensor: torch.Tensor) -> None:
+            if recomputing():
+                return
+            seen.outputs.setdefault(name, str(tensor.dtype).removeprefix("torch."))
+            ok = torch.isfinite(tensor.detach()).all()
+            finite[name] = finite[name] & ok if name in finite else ok
+            some = tensor.detach().any()
+            alive[name] = alive[name] | some if name in alive else some
+
+        def on_input(name: str, tensor: torch.Tensor) -> None:
+            if not recomputing():
+                ok = torch.isfinite(tensor.detach()).all()
+                given[name] = given[name] & ok if name in given else ok
+
+        watch = ModuleWatch(run.model, on_output, on_input)
+        casts = _CastsOfParameters(run.model)
+        try:
+            with casts:
+                run.step(run.place(start.batch(0)))
+        except MpdiagError as error:
+            seen.error = error.message
+        finally:
+            watch.remove()
+        if run.loss_dtype is not None:
+            seen.loss = str(run.loss_dtype).removeprefix("torch.")
+        # cuDNN's recurrent layers flatten their weights into one FP16 buffer, past any cast of a parameter
+        recurrent = [n for n, m in run.model.named_modules() if isinstance(m, torch.nn.RNNBase) and n in seen.outputs]
+        names = [n for n, _ in run.model.named_parameters()]
+        seen.cast = casts.cast | {n for n in names if n.rpartition(".")[0] in recurrent}
+    seen.nonfinite = tuple(name for name, ok in finite.items() if not bool(ok))
+    seen.fed = tuple(name for name, ok in given.items() if not bool(ok))
+    seen.vanished = tuple(name for name, some in alive.items() if not bool(some))
+    return seen

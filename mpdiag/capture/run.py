@@ -1,0 +1,102 @@
+"""The observed FP32 run, from start to Capture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from mpdiag.capture.autocast_types import AutocastTypes
+from mpdiag.capture.noise import mark_noise
+from mpdiag.capture.probe import Probe
+from mpdiag.diagnosis import Capture, SelfTest, TensorTable
+from mpdiag.target import Job, Start
+from mpdiag.target.batches import tensors_in
+from mpdiag.training.precision import FP32_IEEE
+from mpdiag.training.session import open_session, require_finite, total
+
+
+@dataclass
+class Observation:
+    """A capture in the making; `record()` may be asked at any time, also after an interruption."""
+
+    device: torch.device
+    seed: int
+    selftest: SelfTest
+    types: AutocastTypes = field(default_factory=AutocastTypes)
+    tables: tuple[TensorTable, ...] = ()
+    losses: list[float] = field(default_factory=list)
+    not_seen: tuple[str, ...] = ()
+    input_abs_max: float | None = None
+    reason: str | None = None
+    own_autocast: bool = False
+    counted_by: str = "torch"
+    precision: str = "FP32 (IEEE)"
+
+    def record(self) -> Capture:
+        """What has been seen so far."""
+        return Capture(
+            precision=self.precision,
+            device=self.device.type,
+            steps=len(self.losses),
+            seed=self.seed,
+            unchanged=self.selftest.unchanged,
+            selftest=self.selftest,
+            tables=mark_noise(tuple(self.types.of(table) for table in self.tables)),
+            losses=tuple(self.losses),
+            loss_amp_dtype=self.types.loss,
+            amp_error=self.types.error,
+            amp_nonfinite=self.types.nonfinite,
+            amp_vanished=self.types.vanished,
+            amp_fed_nonfinite=self.types.fed,
+            input_abs_max=self.input_abs_max,
+            not_seen=self.not_seen,
+            counted_by=self.counted_by,
+            reason=self.reason,
+        )
+
+
+def observe_training(
+    job: Job,
+    start: Start,
+    observation: Observation,
+    steps: int,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    on_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train `steps` FP32 iterations with the probe attached; `observation` grows as they are seen.
+
+    Raises MpdiagError `loss-not-finite` at the first loss that is not finite; what was counted by then is kept.
+    """
+    observation.input_abs_max = largest_input(start)
+    with open_session(job, start, FP32_IEEE, observation.device) as run:
+        observation.precision = _precision_of(run.model)
+        probe = Probe(run.model, run.optimizers.values(), observation.device, include, exclude)
+        try:
+            for step in range(steps):
+                loss = total(run.step(run.place(start.batch(step))))
+                probe.step_done()
+                observation.losses.append(loss)
+                require_finite(loss, step, job.source)
+                on_step(step)
+        finally:
+            observation.tables = probe.tables()
+            observation.not_seen = probe.not_seen()
+            observation.counted_by = probe.counted_by
+            observation.own_autocast = bool(run.region.own_autocast)
+            probe.remove()
+
+
+def _precision_of(model: torch.nn.Module) -> str:
+    """FP32 (IEEE), or the types of a model whose parameters are not FP32."""
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    return "FP32 (IEEE)" if dtypes <= {"float32"} else f"{' and '.join(sorted(dtypes))} (as the model is)"
+
+
+def largest_input(start: Start) -> float | None:
+    """The largest finite magnitude among the floating tensors of the first batch; None when it has none."""
+    found = [t for t in tensors_in(start.batch(0)) if t.is_floating_point() and t.numel()]
+    finite = [t[torch.isfinite(t)].abs() for t in found]
+    return max((float(t.max()) for t in finite if t.numel()), default=None)

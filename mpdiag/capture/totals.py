@@ -1,0 +1,50 @@
+"""The counts of all tensors over a capture's steps, in one host table: no Python work a row and step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mpdiag.capture.counting import ABS_MAX, ABS_MIN, CODES, Row, empty_table, row_of
+
+
+class Totals:
+    """Sums of the device table's rows, and each row's largest magnitude by step."""
+
+    def __init__(self) -> None:
+        self._sum = empty_table(0, torch.device("cpu"))
+        self._steps = torch.zeros(0, dtype=torch.int64)
+        self._maxima: list[torch.Tensor] = []
+        self._seen: list[torch.Tensor] = []
+
+    def add(self, counts: torch.Tensor) -> None:
+        """Add one step's table, int64 [rows, WIDTH] on the host."""
+        missing = len(counts) - len(self._sum)
+        if missing > 0:
+            self._sum = torch.cat([self._sum, empty_table(missing, torch.device("cpu"))])
+            self._steps = torch.cat([self._steps, torch.zeros(missing, dtype=torch.int64)])
+        seen = counts[:, :CODES].sum(dim=1) > 0
+        smallest = torch.minimum(self._sum[: len(counts), ABS_MIN], counts[:, ABS_MIN])
+        self._sum[: len(counts)] += counts
+        self._sum[: len(counts), ABS_MIN] = smallest
+        self._steps[: len(counts)] += seen
+        self._maxima.append(counts[:, ABS_MAX].clone())
+        self._seen.append(seen)
+
+    def steps(self, row: int) -> int:
+        """In how many steps a row was counted."""
+        return int(self._steps[row]) if row < len(self._steps) else 0
+
+    def row(self, row: int) -> Row:
+        """A row's sums; its abs_max is the largest of all steps."""
+        counts = self._sum[row].clone()
+        counts[ABS_MAX] = max((int(m[row]) for m in self._maxima if row < len(m)), default=0)
+        return row_of(counts)
+
+    def abs_max_by_step(self, row: int) -> Sequence[float]:
+        """The largest finite magnitude of each step in which the row was counted."""
+        found = [m[row] for m, seen in zip(self._maxima, self._seen, strict=True) if row < len(m) and seen[row]]
+        if not found:
+            return []
+        return [float(x) for x in torch.stack(found).to(torch.int32).view(torch.float32)]

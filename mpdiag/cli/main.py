@@ -1,0 +1,107 @@
+"""The command group and what every command shares: how errors are shown and which exit code they give."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import io
+import os
+import sys
+
+import click
+
+from mpdiag.cli.explain import explain
+from mpdiag.cli.report import report
+from mpdiag.cli.scan import scan
+from mpdiag.errors import MpdiagError, UserCodeError
+from mpdiag.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mpdiag")
+def commands() -> None:
+    """May this PyTorch job train in mixed precision, what breaks, what is gained?
+
+    \b
+    mpdiag scan model.py       observe, advise, verify; writes reports/model.html and .json
+    mpdiag explain MP201       what a finding means and what to do
+
+    \b
+    Exit codes: 0 nothing at or above --fail-on; 1 findings at or above it, or a no-go;
+    2 usage; 3 could not do its work, or inconclusive.
+    """
+
+
+for command in (scan, report, explain):
+    commands.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows its number instead
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code; every failure has been said by then."""
+    try:
+        # not commands.main(): that turns a broken pipe into exit code 1 by itself
+        with commands.make_context("mpdiag", arguments) as context:
+            code = commands.invoke(context)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as asked:
+        return asked.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.UsageError as error:
+        _say("usage", error.format_message(), _usage_hint(error))
+        return 2
+    except click.ClickException as error:
+        _say("usage", error.format_message(), "see `mpdiag --help`")
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted", "stopped by Ctrl-C", "nothing had been seen yet; run it again")
+        return 3
+    except MpdiagError as error:
+        return _failed(error)
+    except OSError as error:
+        return _output_failed(error)
+
+
+def _failed(error: MpdiagError) -> int:
+    if os.environ.get("MPDIAG_DEBUG"):
+        raise error
+    if isinstance(error, UserCodeError):
+        click.echo(error.traceback.rstrip(), err=True)
+    _say(error.slug, error.message, error.hint)
+    return error.exit_code
+
+
+def _output_failed(error: OSError) -> int:
+    """stdout went away or is full; nothing more can be written there, not even by Python at its exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if error.errno == errno.EPIPE:  # `mpdiag report x.json | head`: the reader has what it wanted
+        return 0
+    _say("output-not-writable", f"stdout: {error.strerror or error}", "write to another place")
+    return 2
+
+
+def _say(slug: str, message: str, hint: str) -> None:
+    one_line = " ".join(message.split())
+    click.echo(f"error[{slug}]: {one_line}\nhint: {hint}", err=True)
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    """The option or command that was probably meant, else where the help is."""
+    path = error.ctx.command_path if error.ctx is not None else "mpdiag"
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        return f"did you mean {' or '.join(sorted(error.possibilities))}? see `{path} --help`"
+    words = error.format_message().split("'")
+    near = difflib.get_close_matches(words[1], commands.commands, n=1) if len(words) > 1 else []
+    return f"did you mean `mpdiag {near[0]}`?" if near and path == "mpdiag" else f"see `{path} --help`"

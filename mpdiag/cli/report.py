@@ -1,0 +1,44 @@
+"""`mpdiag report RUN.json`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from mpdiag.cli.files import apart, writable, write
+
+
+@click.command(short_help="Draw a saved scan again, without torch.")
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN.json")
+@click.option("--format", "kind", type=click.Choice(["text", "html", "json", "md", "csv"]), default="text",
+              show_default=True, help="What to make of it.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), metavar="PATH", help="Write here instead of stdout.")
+@click.option("--plotly", type=click.Choice(["inline", "none"]), default="inline", show_default=True,
+              help="html: carry plotly's script in the page, or static figures only.")  # fmt: skip
+def report(run: Path, kind: str, out: Path | None, plotly: str) -> int:
+    """Draw a saved scan again: terminal text, HTML page, JSON, Markdown, or CSV of its tensors. Needs no torch."""
+    from mpdiag.api import load
+    from mpdiag.report import html, markdown, table, terminal
+    from mpdiag.saved import to_json
+
+    if out is not None:
+        apart(run, out)
+        out = writable(out, asked=True)
+    diagnosis = load(run)
+    if kind == "text":
+        text = terminal.render(diagnosis, color=out is None and sys.stdout.isatty())
+    elif kind == "html":
+        text = html.render(diagnosis, plotly=plotly)
+    elif kind == "json":
+        text = to_json(diagnosis)
+    elif kind == "md":
+        text = markdown.render(diagnosis)
+    else:
+        text = table.render(diagnosis)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write(out, text)
+    return 0

@@ -1,0 +1,1 @@
+"""The only rooms that touch torch.cuda and NVML: environment, precision settings, clocks, GPM, energy, memory."""

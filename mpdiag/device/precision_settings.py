@@ -1,0 +1,50 @@
+"""FP32 that is FP32: torch's TF32 and reduced-precision switches, set through one API and put back.
+
+An untouched torch runs convolutions in TF32 on Ampere and later (cudnn.conv defaults to "tf32"), so "FP32" has to
+be asked for. Only `fp32_precision` is used: mixing it with the older allow_tf32 flags makes torch raise on reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def _switches() -> dict[str, Any]:
+    backends = torch.backends
+    named = {
+        "cuda.matmul": backends.cuda.matmul,
+        "cudnn.conv": getattr(backends.cudnn, "conv", None),
+        "cudnn.rnn": getattr(backends.cudnn, "rnn", None),
+        "mkldnn.matmul": getattr(backends.mkldnn, "matmul", None),
+        "mkldnn.conv": getattr(backends.mkldnn, "conv", None),
+        "mkldnn.rnn": getattr(backends.mkldnn, "rnn", None),
+    }
+    return {name: switch for name, switch in named.items() if hasattr(switch, "fp32_precision")}
+
+
+def configured(device: torch.device) -> dict[str, str]:
+    """{switch: "ieee", "tf32", "bf16" or "none"} as the user's settings have it, for the device's backends."""
+    ours = ("cuda", "cudnn") if device.type == "cuda" else ("mkldnn",)
+    return {n: str(s.fp32_precision) for n, s in _switches().items() if n.startswith(ours)}
+
+
+def is_ieee(device: torch.device) -> bool:
+    """Whether the user's settings already compute FP32 in IEEE arithmetic ("none" means the same)."""
+    return all(value in ("ieee", "none") for value in configured(device).values())
+
+
+@contextmanager
+def ieee_fp32() -> Iterator[None]:
+    """Within it, FP32 products are IEEE FP32 everywhere; the user's settings come back on exit."""
+    before = {name: switch.fp32_precision for name, switch in _switches().items()}
+    try:
+        for switch in _switches().values():
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for name, switch in _switches().items():
+            switch.fp32_precision = before[name]

@@ -1,0 +1,62 @@
+"""What can go wrong, as one line and one way out.
+
+An error carries a slug (stable, searchable), a message that says what is wrong and where, and a hint that
+says what to type or change. The command line prints `error[slug]: message` and `hint: hint`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpdiag.diagnosis import Diagnosis
+
+
+def safe_text(error: BaseException) -> str:
+    """The first line of an exception's text, also when its __str__ raises."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:
+        return "(its text cannot be read)"
+    return lines[0] if lines else ""
+
+
+class MpdiagError(Exception):
+    """An expected failure: exit code 3, could not do its work.
+
+    `diagnosis` is what had been seen by then, or None; the command line still writes it.
+    """
+
+    exit_code = 3
+
+    def __init__(self, slug: str, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.slug = slug
+        self.message = message
+        self.hint = hint
+        self.diagnosis: Diagnosis | None = None
+
+
+class UsageError(MpdiagError):
+    """What was asked for cannot be: exit code 2."""
+
+    exit_code = 2
+
+
+class UserCodeError(MpdiagError):
+    """The user's own code raised; `traceback` is theirs alone, without a frame of ours."""
+
+    def __init__(self, slug: str, message: str, hint: str, traceback: str) -> None:
+        super().__init__(slug, message, hint)
+        self.traceback = traceback
+
+
+class InterruptedScanError(MpdiagError):
+    """Ctrl-C: what was seen so far is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "interrupted",
+            "stopped by Ctrl-C",
+            "what was seen so far is in the JSON; `--time-budget` and `--no-verify` make a scan shorter",
+        )

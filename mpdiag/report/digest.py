@@ -1,0 +1,245 @@
+"""The answer in four parts, as plain lines: VERDICT, WHY, NEXT, NOT DONE. Terminal and Markdown print the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, LossScaleAdvice, Trial
+from mpdiag.report.html_numbers import share, size
+
+SNIPPET_FOLLOWS = "train with:"
+MAX_FINDINGS = 8  # a screen; the page has all
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Lines for people, without markup. why: (topic, text). findings: (severity, code, text)."""
+
+    heading: tuple[str, ...]
+    verdict: str
+    verdict_reason: str
+    why: tuple[tuple[str, str], ...]
+    findings: tuple[tuple[str, str, str], ...]
+    next_steps: tuple[str, ...]
+    snippet: str | None
+    not_done: tuple[str, ...]
+
+
+def digest_of(diagnosis: Diagnosis) -> Digest:
+    """The digest of a diagnosis, whole or partial."""
+    verdict, reason = verdict_of(diagnosis)
+    advice = diagnosis.advice
+    findings = advice.findings if advice else ()
+    shown = tuple((f.severity, f.code, f.message) for f in findings[:MAX_FINDINGS])
+    return Digest(
+        heading=tuple(_heading(diagnosis)),
+        verdict=verdict,
+        verdict_reason=reason,
+        why=tuple(_why(diagnosis)),
+        findings=shown,
+        next_steps=tuple(_next_steps(diagnosis)),
+        snippet=diagnosis.snippet,
+        not_done=tuple(_not_done(diagnosis, len(findings) - len(shown))),
+    )
+
+
+def verdict_of(diagnosis: Diagnosis) -> tuple[str, str]:
+    """(verdict, reason) also where there was no verification."""
+    if diagnosis.verification is not None:
+        return diagnosis.verification.verdict or "none", diagnosis.verification.reason
+    if diagnosis.reason is not None and diagnosis.reason != NOT_ASKED_FOR:
+        return "none", f"the scan did not end: {diagnosis.reason}"
+    errors = sum(f.severity == "error" for f in diagnosis.advice.findings) if diagnosis.advice else 0
+    if errors:
+        return "none", f"not verified; {_count(errors, 'finding')} to be mended first"
+    return "none", "not verified: mixed precision was not run"
+
+
+def _heading(diagnosis: Diagnosis) -> list[str]:
+    lines = []
+    target, environment = diagnosis.target, diagnosis.environment
+    where = environment.gpu or f"CPU ({environment.cpu_threads} threads)"
+    if target is not None:
+        lines.append(f"{target.source} · {target.parameters:,} parameters · {target.optimizer}")
+    lines.append(f"{where} · torch {environment.torch} · mpdiag {environment.mpdiag}")
+    if diagnosis.capture is not None:
+        lines.append(_observed(diagnosis.capture))
+    return lines
+
+
+def _observed(capture: Capture) -> str:
+    test = capture.selftest
+    unchanged = {
+        True: "the probe left the training bit-identical" + (f" ({test.reason})" if test.reason else ""),
+        False: f"THE PROBE CHANGED THE TRAINING by {test.difference:.3g}" if test.difference is not None else "",
+        None: f"bit-identity not tested: {test.reason}",
+    }[test.unchanged]
+    steps, tensors = _count(capture.steps, f"{capture.precision} step"), _count(len(capture.tables), "tensor")
+    return f"observed {steps} · {tensors} · {unchanged}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    lines = []
+    if diagnosis.advice is not None:
+        lines += _scale_lines(diagnosis.advice.loss_scale)
+    if diagnosis.verification is not None:
+        fp16 = [c for c in diagnosis.verification.comparisons if c.candidate == "fp16"]
+        lines += [comparison_line(c) for c in fp16 if c.verdict != "not-measured"]
+        lines += _skips(diagnosis)
+        lines += _controls(diagnosis.verification.comparisons)
+    return lines
+
+
+def _scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
+    if scale.lower_log2 is None or scale.upper_log2 is None:
+        return [("scale", scale.reason)]
+    window = f"2^{scale.lower_log2}..2^{scale.upper_log2}"
+    if scale.log2_scale is None:
+        lines = [("scale", scale.reason)]
+    elif scale.mode == "none":
+        lines = [("scale", f"none needed: {scale.reason}")]
+    else:
+        lines = [("scale", f"2^{scale.log2_scale} = {_plain(scale.log2_scale)}, {scale.mode}; window {window}")]
+    for end in ("upper", "lower"):
+        names = scale.limited_by.get(end, ())
+        if names:
+            lines.append((end, f"end set by {', '.join(spoken(name) for name in names)}"))
+    if scale.underflow_before is not None and scale.energy_lost_before is not None:
+        text = f"{share(scale.underflow_before)} of the gradient elements become zero at scale 1"
+        if scale.underflow_after is not None and scale.log2_scale:
+            text += f", {share(scale.underflow_after)} at 2^{scale.log2_scale}"
+        lines.append(("lost", f"{text} ({share(scale.energy_lost_before)} of the squared norm at scale 1)"))
+    return lines
+
+
+def _plain(log2_scale: int) -> str:
+    """A power of two as a number."""
+    return f"{2**log2_scale:,}" if log2_scale >= 0 else f"{2.0**log2_scale:g}"
+
+
+def spoken(bound: str) -> str:
+    """ "head.weight (weight_gradient)" as people say it: head.weight's weight gradient."""
+    name, _, kind = bound.rpartition(" (")
+    return f"{name}'s {kind.rstrip(')').replace('_', ' ')}" if name else bound
+
+
+_TOPICS = {"step_time_ms": "time", "peak_memory_bytes": "memory", "energy_joules_per_sample": "energy"}
+
+
+def comparison_line(c: Comparison) -> tuple[str, str]:
+    """One comparison: both values, the difference with its interval and margin, the verdict."""
+    topic = _TOPICS.get(c.quantity, c.quantity.replace("_", " "))
+    if c.baseline_value is None or c.candidate_value is None or c.difference is None:
+        return topic, f"{c.verdict}: {c.reason}"
+    if c.is_ratio:
+        shown = size if c.unit == "bytes" else "{:.4g}".format
+        unit = "" if c.unit == "bytes" else f" {c.unit}"
+        text = f"{shown(c.baseline_value)} -> {shown(c.candidate_value)}{unit}, x{c.difference:.2f}"
+        return topic, f"{text}: {c.reason}" if c.verdict == "inconclusive" else text
+    text = f"{c.baseline_value:.5g} -> {c.candidate_value:.5g}"
+    text += f", difference {c.difference:+.2g}" if c.difference else ", no difference"
+    if c.interval is not None and c.margin is not None:
+        text += f" (90 % within {c.interval[0]:+.2g}..{c.interval[1]:+.2g}, margin ±{c.margin:.2g})"
+    return topic, f"{text}: {c.verdict}" + (f", {c.reason}" if c.reason else "")
+
+
+def _skips(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    """How often the FP16 arm's scale was too large."""
+    trials = diagnosis.verification.trials if diagnosis.verification else ()
+    mine = [t for t in trials if t.arm == "fp16" and t.skipped_steps is not None]
+    if not mine:
+        return []
+    skipped = sum(t.skipped_steps or 0 for t in mine)
+    return [("skips", f"{skipped} of {sum(t.steps for t in mine)} FP16 steps")]
+
+
+def _controls(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
+    """Whether the arms that should be worse were: only then could the test have noticed harm."""
+    told = []
+    for arm in ("fp16-unscaled", "fp16-pure"):
+        about = [c for c in comparisons if c.candidate == arm and not c.is_ratio]
+        worse = next((c for c in about if c.verdict == "worse"), None)
+        if worse is not None:
+            told.append(f"{arm} is worse ({worse.quantity.replace('_', ' ')}{_by(worse)})")
+        elif about:
+            told.append(f"{arm} is not worse, so these runs say nothing about what it leaves out")
+    return [("controls", "; ".join(told))] if told else []
+
+
+def _by(c: Comparison) -> str:
+    return f" {c.difference:+.2g}" if c.difference is not None else f" {c.reason}"
+
+
+def _next_steps(diagnosis: Diagnosis) -> list[str]:
+    steps = []
+    if diagnosis.advice is not None:
+        if diagnosis.advice.keep_fp32:
+            steps.append("keep in FP32: " + ", ".join(diagnosis.advice.keep_fp32))
+        steps += [f"{f.code}: {f.remedy}" for f in diagnosis.advice.findings if f.severity == "error"]
+        steps += _more_seeds(diagnosis)
+        if diagnosis.snippet:
+            steps.append(SNIPPET_FOLLOWS)
+    if diagnosis.environment.gpu is None and diagnosis.advice is not None:
+        steps.append("scan again on a CUDA GPU for step time, memory, tensor cores and energy")
+    return list(dict.fromkeys(steps))
+
+
+def _more_seeds(diagnosis: Diagnosis) -> list[str]:
+    """What would decide an undecided verification."""
+    run = diagnosis.verification
+    if run is None or run.verdict != "inconclusive":
+        return []
+    found = [re.search(r"needs about (\d+) seeds", c.reason or "") for c in run.comparisons if c.candidate == "fp16"]
+    needed = max((int(match[1]) for match in found if match), default=None)
+    return [f"scan again with --seeds {needed}"] if needed else []
+
+
+def _not_done(diagnosis: Diagnosis, hidden: int) -> list[str]:
+    lines = []
+    if hidden > 0:
+        lines.append(f"{_count(hidden, 'more finding')}: see the page")
+    if diagnosis.reason is not None and diagnosis.reason != NOT_ASKED_FOR:
+        lines.append(diagnosis.reason)
+    capture, verification = diagnosis.capture, diagnosis.verification
+    if capture is not None:
+        if capture.reason:
+            lines.append(capture.reason)
+        if capture.amp_error:
+            lines.append(f"types under autocast: {capture.amp_error}")
+        if capture.not_seen:
+            lines.append(
+                "parameters used without calling their module, so its output was not seen: "
+                + ", ".join(capture.not_seen)
+            )
+    if diagnosis.target is not None:
+        lines += diagnosis.target.notes
+    if verification is None:
+        lines.append("verification: mixed precision was not run")
+        return lines
+    lines += verification.cut
+    lines += _unmeasured(verification.trials)
+    return lines
+
+
+def _unmeasured(trials: tuple[Trial, ...]) -> list[str]:
+    """What the FP16 trials could not measure, grouped by reason."""
+    by_reason: dict[str, list[str]] = {}
+    measured = {f for t in trials if t.arm == "fp16" for f in _COSTS if getattr(t, f) is not None}
+    for trial in trials:
+        for name, reason in trial.not_measured.items():
+            if trial.arm == "fp16" and name in (*_COSTS, "metric") and name not in measured:
+                by_reason.setdefault(reason, []).append(_COSTS.get(name, name))
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in by_reason.items()]
+
+
+_COSTS = {
+    "step_time_ms": "step time",
+    "peak_memory_bytes": "peak memory",
+    "tensor_core": "tensor-core use",
+    "energy_joules_per_sample": "energy",
+}

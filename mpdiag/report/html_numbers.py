@@ -1,0 +1,164 @@
+"""Numbers as the page prints them: sensible digits, a unit, and powers of two as superscripts.
+
+Nothing here turns "not measured" into a number: None is the templates' business.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from markupsafe import Markup, escape
+
+THIN = "\u202f"  # narrow no-break space between a number and its unit
+MINUS = "\u2212"
+
+SHARES = ("underflow", "overflow", "energy_lost", "share", "subnormal", "stagnant")
+
+_LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def share(fraction: float) -> str:
+    """A share 0..1 in percent; a small one is "<0.01 %", never a rounded zero."""
+    if not math.isfinite(fraction):
+        return nonfinite(fraction)
+    percent = fraction * 100
+    if percent == 0:
+        text = "0"
+    elif percent < 0.01:
+        text = "<0.01"
+    elif percent < 1:
+        text = f"{percent:.2f}"
+    elif percent < 99.95:
+        text = f"{percent:.1f}"
+    else:
+        text = "100" if fraction >= 1 else ">99.9"
+    return f"{text}{THIN}%"
+
+
+def power(exponent: float) -> Markup:
+    """2 to a power, as markup."""
+    shown = f"{exponent:g}".replace("-", MINUS)
+    return Markup("2<sup>{}</sup>").format(shown)
+
+
+def size(count: float) -> str:
+    """Bytes in KiB, MiB, GiB."""
+    for unit, name in _BINARY:
+        if count >= unit:
+            value = count / unit
+            return f"{value:.{0 if value >= 100 else 1}f}{THIN}{name}"
+    return f"{count:.0f}{THIN}bytes"
+
+
+def tally(count: int) -> str:
+    """How many, in at most four characters and a suffix: 1.64 M."""
+    for unit, suffix in _LARGE:
+        if count >= unit:
+            return f"{count / unit:.3g}{THIN}{suffix}"
+    return str(count)
+
+
+def value(number: float, digits: int = 4) -> Markup:
+    """A plain number to so many significant digits; very small and large ones as a power of ten."""
+    if not math.isfinite(number):
+        return Markup(nonfinite(number))
+    if number == int(number) and abs(number) < 1e6:
+        return Markup(f"{number:.0f}".replace("-", MINUS))
+    if 1e-3 <= abs(number) < 1e4:
+        return Markup(f"{number:.{digits}g}".replace("-", MINUS))
+    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    shown = str(int(exponent)).replace("-", MINUS)
+    return Markup(f"{mantissa.replace('-', MINUS)}{THIN}×{THIN}10<sup>{shown}</sup>")
+
+
+def signed(number: float, digits: int = 3) -> Markup:
+    """A difference with its sign, also when positive."""
+    plus = "+" if number > 0 else ""
+    return Markup(plus) + value(number, digits)
+
+
+def ratio(factor: float) -> str:
+    """A cost as a multiple of the baseline's, and the change it is."""
+    if not math.isfinite(factor):
+        return nonfinite(factor)
+    change = round((factor - 1) * 100)
+    sign = "+" if change > 0 else MINUS if change < 0 else ""
+    return f"×{factor:.3f} ({sign}{abs(change)}{THIN}%)"
+
+
+def with_unit(number: float, unit: str) -> Markup:
+    """A measured quantity in its unit; bytes become binary multiples."""
+    if unit == "bytes":
+        return Markup(escape(size(number)))
+    return value(number) + (Markup(f"{THIN}{escape(unit)}") if unit else Markup(""))
+
+
+def joules(energy: float) -> Markup:
+    """An energy in J, mJ or µJ."""
+    for factor, unit in ((1.0, "J"), (1e-3, "mJ")):
+        if energy >= factor:
+            return with_unit(energy / factor, unit)
+    return with_unit(energy * 1e6, "µJ")
+
+
+def breakable(name: str) -> Markup:
+    """A qualified name that may break after its dots, and stays whole for whoever copies it."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[.])", name))
+
+
+def evidence(shown: float | str, key: str) -> Markup:
+    """A figure of a finding, by what its key says it is: a share, an exponent or a plain number."""
+    if isinstance(shown, str):
+        return Markup(escape(shown))
+    if key.endswith("_log2"):
+        return power(shown)
+    if any(word in key for word in SHARES) and 0 <= shown <= 1:
+        return Markup(share(shown))
+    return value(shown)
+
+
+def moment(created: str) -> str:
+    """An ISO time as people write it."""
+    return created.replace("T", " ").replace("+00:00", " UTC")
+
+
+def nonfinite(number: float) -> str:
+    """NaN, inf or -inf in words."""
+    if math.isnan(number):
+        return "NaN"
+    return "inf" if number > 0 else f"{MINUS}inf"
+
+
+def seconds(duration: float) -> str:
+    """A duration for people."""
+    if duration < 90:
+        return f"{duration:.{1 if duration < 10 else 0}f}{THIN}s"
+    return f"{duration / 60:.1f}{THIN}min"
+
+
+def prose(text: str) -> Markup:
+    """Text from the record, escaped, with 2^k as a superscript and `names` as code."""
+    safe = str(escape(text))
+    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
+    exponents = lambda match: f"2<sup>{match[1].replace('-', MINUS)}</sup>"
+    return Markup(re.sub(r"\b2\^\(?(-?\d+)\)?", exponents, safe))
+
+
+FILTERS = {
+    "share": share,
+    "power": power,
+    "size": size,
+    "tally": tally,
+    "value": value,
+    "signed": signed,
+    "ratio": ratio,
+    "seconds": seconds,
+    "prose": prose,
+    "moment": moment,
+    "evidence": evidence,
+    "breakable": breakable,
+}
+"""What the templates call, by name."""

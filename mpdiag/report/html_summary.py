@@ -1,0 +1,169 @@
+"""The first screen: the verdict's words and the four boxes that answer in twenty seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from markupsafe import Markup
+
+from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
+from mpdiag.report.html_numbers import power, prose, share, size
+from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
+
+VERDICTS = {
+    "go": "Go",
+    "go-with-changes": "Go, with changes",
+    "no-go": "No go",
+    "inconclusive": "Inconclusive",
+}
+ARROW = Markup(' <span class="arrow">→</span> ')
+
+
+@dataclass(frozen=True)
+class Box:
+    """One answer. `value` None: not measured, and `reason` says why."""
+
+    title: str
+    value: Markup | None
+    lines: tuple[Markup, ...] = ()
+    reason: str = ""
+    href: str | None = None
+
+
+def verdict_words(diagnosis: Diagnosis) -> tuple[str, str, str]:
+    """(css key, words, reason) of the verdict."""
+    run = diagnosis.verification
+    if run is None:
+        return "none", "Not verified", why_not_verified(diagnosis)
+    if run.verdict is None:
+        return "none", "No verdict", run.reason
+    return run.verdict, VERDICTS.get(run.verdict, run.verdict), run.reason
+
+
+def why_not_verified(diagnosis: Diagnosis) -> str:
+    """The reason there is no verification."""
+    return diagnosis.reason or "the verification was not run"
+
+
+def why_no_advice(diagnosis: Diagnosis) -> str:
+    """The reason there is no advice."""
+    capture = diagnosis.capture
+    return (capture.reason if capture else None) or diagnosis.reason or "no gradients were captured"
+
+
+def boxes(diagnosis: Diagnosis) -> list[Box]:
+    """Loss scale, gradients lost, peak memory, accuracy: in this order, always four."""
+    scale = diagnosis.advice.loss_scale if diagnosis.advice else None
+    return [
+        _scale_box(scale, diagnosis),
+        _lost_box(scale, diagnosis),
+        _memory_box(diagnosis),
+        _accuracy_box(diagnosis),
+    ]
+
+
+def _scale_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
+    title = "Recommended loss scale"
+    if scale is None:
+        return Box(title, None, reason=why_no_advice(diagnosis))
+    if scale.lower_log2 is None or scale.upper_log2 is None:
+        return Box(title, None, reason=scale.reason, href="#loss-scale")
+    low, high = power(scale.lower_log2), power(scale.upper_log2)
+    if scale.log2_scale is None:
+        empty = Markup("needs at least {}, allows at most {}").format(low, high)
+        return Box(title, Markup("none serves all"), (empty,), href="#loss-scale")
+    window = Markup("feasible from {} to {}").format(low, high)
+    if scale.mode == "none":
+        return Box(
+            title, Markup("not needed"), (Markup("scale 1 loses nothing that counts"), window), "", "#loss-scale"
+        )
+    shown = power(scale.log2_scale)
+    if 0 <= scale.log2_scale <= 24:
+        shown += Markup(' <span class="plain">= {}</span>').format(2**scale.log2_scale)
+    return Box(title, shown, (Markup("{} scaling").format(scale.mode), window), href="#loss-scale")
+
+
+def _lost_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
+    title = "Gradients lost to underflow"
+    if scale is None or scale.underflow_before is None:
+        return Box(title, None, reason=scale.reason if scale else why_no_advice(diagnosis))
+    shown = Markup(share(scale.underflow_before))
+    where = Markup("of the non-zero elements, at scale 1")
+    if scale.underflow_after is not None and scale.log2_scale:
+        shown += ARROW + share(scale.underflow_after)
+        where = Markup("of the non-zero elements, at scale 1 → at {}").format(power(scale.log2_scale))
+    return Box(title, shown, (where, _energy(scale)), href="#loss-scale")
+
+
+def _energy(scale: LossScaleAdvice) -> Markup:
+    if scale.energy_lost_before is None:
+        return Markup("weighted by energy: not measured")
+    before = share(scale.energy_lost_before)
+    if scale.energy_lost_after is None or not scale.log2_scale:
+        return Markup("{} of the squared norm").format(before)
+    after = share(scale.energy_lost_after)
+    if after == before:
+        return Markup("{} of the squared norm, before and after").format(before)
+    return Markup("{} → {} of the squared norm").format(before, after)
+
+
+def _memory_box(diagnosis: Diagnosis) -> Box:
+    title = "Peak memory, FP32 → FP16"
+    if diagnosis.verification is None:
+        return Box(title, None, reason=why_not_verified(diagnosis))
+    found = next(
+        (c for c in diagnosis.verification.comparisons if c.quantity == "peak_memory_bytes" and c.candidate == "fp16"),
+        None,
+    )
+    if found is not None and found.baseline_value is not None and found.candidate_value is not None:
+        shown = Markup(size(found.baseline_value)) + ARROW + size(found.candidate_value)
+        lines = (difference(found), _arms(found))
+        return Box(title, shown, tuple(x for x in lines if x), href="#verification")
+    before, after = _peaks(diagnosis.verification.trials)
+    if before is not None and after is not None:
+        lines = (Markup("×\u202f{} of FP32").format(f"{after / before:.3g}"), Markup("median of the seeds"))
+        return Box(title, Markup(size(before)) + ARROW + size(after), lines, href="#verification")
+    reason = found.reason if found else _missing_peak(diagnosis.verification.trials)
+    return Box(title, None, reason=reason or NO_REASON, href="#verification")
+
+
+def _peaks(trials: tuple[Trial, ...]) -> tuple[float | None, float | None]:
+    """Median peak memory of the first FP32 arm and of the first FP16 arm."""
+
+    def peak(wanted: str) -> float | None:
+        arm = next((t.arm for t in trials if wanted in t.precision.upper()), None)
+        seen = [t.peak_memory_bytes for t in trials if t.arm == arm and t.peak_memory_bytes is not None]
+        return median(seen) if seen else None
+
+    return peak("FP32"), peak("FP16")
+
+
+def _missing_peak(trials: tuple[Trial, ...]) -> str | None:
+    told = (t.not_measured.get("peak_memory_bytes") for t in trials)
+    return next((reason for reason in told if reason), None)
+
+
+def _accuracy_box(diagnosis: Diagnosis) -> Box:
+    if diagnosis.verification is None:
+        return Box("Accuracy difference", None, reason=why_not_verified(diagnosis))
+    quality = [c for c in diagnosis.verification.comparisons if not c.is_ratio]
+    quality.sort(key=lambda c: (c.candidate != "fp16", c.difference is None, c.quantity == "loss"))
+    found = quality[0] if quality else None
+    if found is None:
+        return Box("Accuracy difference", None, reason=diagnosis.verification.reason, href="#verification")
+    words = quantity(found)
+    title = f"{words[:1].upper()}{words[1:]}, FP16 against FP32" if found.candidate == "fp16" else words
+    shown, between = difference(found), interval(found)
+    if shown is None:
+        return Box(title, None, reason=found.reason or NO_REASON, href="#verification")
+    spread = Markup("90\u202f% interval {}").format(between) if between else Markup("interval: not measured")
+    seeds = f"{found.seeds} paired seed{'s' if found.seeds != 1 else ''}"
+    told = Markup("{}; {}").format(found.verdict.replace("-", " "), seeds)
+    if between is None and found.reason:
+        spread += Markup(": {}").format(prose(found.reason))
+    return Box(title, shown, (spread, told), href="#verification")
+
+
+def _arms(comparison: Comparison) -> Markup:
+    return Markup("{} → {}").format(comparison.baseline, comparison.candidate)

@@ -1,0 +1,85 @@
+"""The verdict on one screen."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mpdiag.diagnosis import Diagnosis
+from mpdiag.report.digest import SNIPPET_FOLLOWS, Digest, digest_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+_STYLE = {
+    "go": "bold green",
+    "go-with-changes": "bold yellow",
+    "no-go": "bold red",
+    "inconclusive": "bold yellow",
+    "error": "red",
+    "warning": "yellow",
+    "info": "cyan",
+}
+WIDTH = 110  # long enough for a finding, short enough to read
+
+
+def render(diagnosis: Diagnosis, color: bool = False, width: int | None = None) -> str:
+    """VERDICT, WHY, FINDINGS, NEXT, NOT DONE, as text of at most `width` columns (None: the terminal's, up to 110)."""
+    from rich.console import Console
+
+    columns = width or min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=columns, force_terminal=color, no_color=not color, highlight=False, legacy_windows=False
+    )
+    _print(console, digest_of(diagnosis))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).rstrip() + "\n"
+
+
+def _print(console: Console, parts: Digest) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=9, no_wrap=True)
+    grid.add_column(overflow="fold")
+
+    def section(label: str, lines: Sequence[RenderableType]) -> None:
+        for index, line in enumerate(lines):
+            grid.add_row(Text(label if index == 0 else "", style="bold"), line)
+        if lines:
+            grid.add_row("", "")
+
+    section("SCAN", [Text(line, style="dim") for line in parts.heading])
+    verdict = Text(parts.verdict, style=_STYLE.get(parts.verdict, "bold"))
+    section("VERDICT", [verdict.append(Text(f": {parts.verdict_reason}", style="default"))])
+    section("WHY", [_pairs([(Text(topic, style="dim"), Text(text)) for topic, text in parts.why])] if parts.why else [])
+    found = [
+        (Text(f"{severity} {code}", style=_STYLE[severity]), Text(text)) for severity, code, text in parts.findings
+    ]
+    section("FINDINGS", [_pairs(found)] if found else [])
+    steps = [Text(line) for line in parts.next_steps]
+    if parts.snippet and SNIPPET_FOLLOWS in parts.next_steps:
+        place = parts.next_steps.index(SNIPPET_FOLLOWS) + 1
+        steps[place:place] = [Text(f"    {line}", style="green") for line in parts.snippet.rstrip().splitlines()]
+    section("NEXT", steps)
+    open_ends = [(Text("-", style="dim"), Text(line, style="dim")) for line in parts.not_done]
+    section("NOT DONE", [_pairs(open_ends)] if open_ends else [])
+    console.print(grid)
+
+
+def _pairs(rows: Sequence[tuple[Text, Text]]) -> Table:
+    """Two columns: what it is about, and the text, which wraps under itself."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1))
+    widest = min(20, max(len(topic) for topic, _ in rows))
+    table.add_column(overflow="fold", min_width=widest, max_width=widest)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

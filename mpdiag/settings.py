@@ -1,0 +1,31 @@
+"""Every default, with its reason."""
+
+from __future__ import annotations
+
+CAPTURE_STEPS = 20
+"""Steps observed. Gradient maxima settle within a few steps of the start; 20 keep a laptop scan under half a minute."""
+
+SELFTEST_STEPS = 2
+"""The second step's gradients depend on the first update, so two steps see forward, backward and optimizer."""
+
+VERIFY_STEPS = 100
+"""Steps a verification arm trains: enough for the scale to settle, short enough for six arms and three seeds."""
+
+MIN_VERIFY_STEPS = 5
+"""Fewer steps than this say nothing about training; the arm is not run rather than run for show."""
+
+SEEDS = 3
+"""Paired seeds: the fewest that give an interval at all (5 for a firm verdict, reference: power of paired TOST)."""
+
+TIME_BUDGET_SECONDS = 60.0
+"""For the verification, so that a default scan answers while one waits."""
+
+WARMUP_STEPS = 10
+"""Steps before a clock runs: cuDNN's choice of algorithms, allocator growth and GradScaler's first skips are over."""
+
+STEADY_SECONDS = 3.0
+"""Length of the window for step time, tensor activity and energy: NVML's energy counter moves 10 times a second,
+and fewer than 20 moves are not worth a figure."""
+
+BATCH_CACHE_BYTES = 2 * 2**30
+"""Batches are drawn once a seed and kept, so every arm sees the same data; beyond this the kept ones are reused."""

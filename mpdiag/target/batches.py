@@ -1,0 +1,99 @@
+"""Batches of any nesting: dataclasses, dicts, tuples, whatever torch's pytree knows."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+
+
+def map_tensors(fn: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
+    """The same structure with `fn` applied to every tensor; other leaves are passed through.
+
+    Objects with a `.to` method of their own (a PackedSequence, a transformers BatchEncoding, a graph batch) and
+    dataclasses are copied, so that nothing the user holds is changed.
+    """
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return fn(value)
+        if isinstance(value, np.ndarray):  # the user's code may write into it
+            return value.copy()
+        if isinstance(value, PackedSequence):  # a namedtuple to pytree, yet its lengths must stay on the CPU
+            orders = (None if o is None else fn(o) for o in (value.sorted_indices, value.unsorted_indices))
+            return PackedSequence(fn(value.data), value.batch_sizes, *orders)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            mapped = copy.copy(value)
+            for item in dataclasses.fields(value):
+                object.__setattr__(mapped, item.name, map_tensors(fn, getattr(value, item.name)))
+            return mapped
+        if isinstance(getattr(value, "data", None), dict) and hasattr(value, "to"):
+            mapped = copy.copy(value)
+            mapped.data = {key: map_tensors(fn, item) for key, item in value.data.items()}
+            return mapped
+        if callable(getattr(value, "to", None)) and hasattr(value, "__dict__"):
+            mapped = copy.copy(value)
+            for key, item in vars(value).items():
+                if isinstance(item, torch.Tensor):
+                    setattr(mapped, key, fn(item))
+            return mapped
+        return value
+
+    return pytree.tree_map(leaf, batch, is_leaf=_packed)
+
+
+def _packed(node: Any) -> bool:
+    return isinstance(node, PackedSequence)
+
+
+def tensors_in(value: Any, _inside: frozenset[int] = frozenset()) -> Iterator[torch.Tensor]:
+    """Every tensor in a nested value: pytree nodes, dataclasses, and objects that keep tensors in attributes.
+
+    An object that holds itself is entered once.
+    """
+    for leaf in pytree.tree_leaves(value, is_leaf=_packed):
+        if id(leaf) in _inside:
+            continue
+        inside = _inside | {id(leaf)}
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, PackedSequence):
+            yield leaf.data
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for item in dataclasses.fields(leaf):
+                yield from tensors_in(getattr(leaf, item.name), inside)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, torch.nn.Module | type):
+            for item in vars(leaf).values():
+                if isinstance(item, torch.Tensor):
+                    yield item
+                elif isinstance(item, dict | list | tuple):
+                    yield from tensors_in(item, inside)
+
+
+def bytes_of(batch: Any) -> int:
+    """Bytes of all tensors in a batch."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch))
+
+
+def samples_in(batch: Any) -> int | None:
+    """The batch size: the first dimension of the first tensor that has one."""
+    return next((int(tensor.shape[0]) for tensor in tensors_in(batch) if tensor.dim() > 0), None)
+
+
+def draw(source: Iterable[Any], count: int, limit_bytes: int) -> list[Any]:
+    """The first `count` batches, or as many as there are or as fit in `limit_bytes`; at least one if any."""
+    kept: list[Any] = []
+    used = 0
+    for batch in source:
+        # a loader may reuse one buffer for every batch
+        kept.append(map_tensors(lambda t: t.detach().clone(), batch))
+        used += bytes_of(batch)
+        if len(kept) >= count or used >= limit_bytes:
+            break
+    return kept

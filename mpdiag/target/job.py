@@ -1,0 +1,122 @@
+"""A training job: what to build, what to feed it, what to minimise; the same start for every run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpdiag.errors import UsageError
+from mpdiag.settings import BATCH_CACHE_BYTES
+from mpdiag.target.batches import draw
+from mpdiag.target.user_code import guarded
+
+Optimizers = dict[str, torch.optim.Optimizer]
+Losses = Generator[tuple[str, torch.Tensor], None, None]
+
+ONLY = "loss"
+"""The name of the loss and optimizer of a job that has just one."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where every run of one seed begins: the initial weights and the batches in order, both on the CPU."""
+
+    seed: int
+    weights: dict[str, Any]
+    batches: list[Any]
+
+    def batch(self, step: int) -> Any:
+        """The batch of a step; after the last comes the first again."""
+        return self.batches[step % len(self.batches)]
+
+
+@dataclass
+class Job:
+    """What a target file said, in one shape whatever names and forms it used.
+
+    build_model() -> Module; train_batches() -> iterable; losses(model, batch) yields (optimizer name, scalar
+    loss) and is resumed after that optimizer's step; build_optimizers(model) -> {name: Optimizer};
+    evaluate(model) -> {metric: value} or None.
+    """
+
+    name: str
+    source: str
+    build_model: Callable[[], torch.nn.Module]
+    train_batches: Callable[[], Iterable[Any]]
+    losses: Callable[[torch.nn.Module, Any], Losses]
+    build_optimizers: Callable[[torch.nn.Module], Optimizers]
+    evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None
+    higher_is_better: bool = True
+    synthetic_data: bool = False
+    notes: tuple[str, ...] = ()
+    _kept: tuple[int, Start] | None = field(default=None, repr=False)
+
+    def start(self, seed: int, count: int) -> Start:
+        """The start of a seed with at least `count` batches if the source has them; drawn once, then kept.
+
+        Raises UsageError `target-empty-batches` when the source yields nothing.
+        """
+        if self._kept is not None and self._kept[0] >= count and self._kept[1].seed == seed:
+            return self._kept[1]
+        with guarded("building the model"):
+            seed_everything(seed)
+            weights = {k: v.detach().clone() for k, v in self._module().state_dict().items() if _is_tensor(v)}
+        with guarded("drawing batches"):
+            seed_everything(seed)
+            batches = draw(self._iterable(), count, BATCH_CACHE_BYTES)
+        if not batches:
+            raise UsageError(
+                "target-empty-batches",
+                f"{self.source}: the batches of {self.name} ended before the first one",
+                "yield at least one batch; a generator that was already used up has to become a function",
+            )
+        start = Start(seed, weights, batches)
+        self._kept = (count, start)  # one seed at a time: batches can be large
+        return start
+
+    def build(self, start: Start, device: torch.device) -> torch.nn.Module:
+        """A fresh model with the start's weights, on the device, in training mode, random state as at the start."""
+        with guarded("building the model"):
+            seed_everything(start.seed)
+            model = self._module()
+            model.load_state_dict(start.weights, strict=False)
+            model = model.to(device)
+            model.train()
+        seed_everything(start.seed)
+        return model
+
+    def _module(self) -> torch.nn.Module:
+        model = self.build_model()
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(
+                "target-no-model",
+                f"{self.source}: the model function returned {type(model).__name__}, not a torch.nn.Module",
+                "return the module itself",
+            )
+        return model
+
+    def _iterable(self) -> Iterable[Any]:
+        batches = self.train_batches()
+        if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+            raise UsageError(
+                "target-no-batches",
+                f"{self.source}: the batches are {type(batches).__name__}, which is not an iterable of batches",
+                "return a DataLoader, a list of batches, or yield them",
+            )
+        return batches
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # NumPy's legacy seed takes 32 bits
+    torch.manual_seed(seed)

@@ -1,0 +1,59 @@
+"""Running the user's code: what it raises reaches them as their own traceback, without ours."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpdiag.errors import MpdiagError, UserCodeError, safe_text
+
+_OURS = str(Path(__file__).resolve().parents[1])
+_HOOKS = str(Path(_OURS) / "capture")
+_DEVICE_WORDS = ("same device", "Input type", "Expected object of device", "is not on the expected device")
+
+
+@contextmanager
+def guarded(doing: str) -> Iterator[None]:
+    """Turn an exception of the user's code into a UserCodeError that says what was being done.
+
+    KeyboardInterrupt passes through, so that Ctrl-C is never taken for a fault of the model. A mismatch of
+    devices and a lack of memory get slugs of their own.
+    """
+    try:
+        yield
+    except MpdiagError:
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # anything the user's code may raise, sys.exit() and GeneratorExit included
+        if _is_ours(error):
+            raise
+        raise _translated(error, doing) from error
+
+
+def _translated(error: BaseException, doing: str) -> UserCodeError:
+    first = safe_text(error)
+    slug, hint = "user-code", "the traceback above is your code's; mend it there"
+    if any(words in first for words in _DEVICE_WORDS):
+        slug = "wrong-device"
+        hint = "create tensors on the model's device (next(model.parameters()).device); mpdiag moves model and batches"
+    elif type(error).__name__ == "OutOfMemoryError":
+        slug, hint = "out-of-memory", "yield smaller batches from train_batches()"
+    elif isinstance(error, SystemExit):
+        hint = "a target file must not call sys.exit() when it is imported or used"
+    return UserCodeError(slug, f"{type(error).__name__} while {doing}: {first}", hint, trimmed(error))
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a hook of ours raised, not the user's code: then the fault is ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(_HOOKS)
+
+
+def trimmed(error: BaseException) -> str:
+    """The traceback without frames of mpdiag, of importlib and of torch's call machinery at its top."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, "<frozen"))]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)] if frames else []
+    return "".join(lines + traceback.format_exception_only(error))

@@ -1,0 +1,1 @@
+"""One training loop for all precisions, and the CUDA autocast policy on any device."""

@@ -1,0 +1,176 @@
+"""One training run, step by step: mpdiag owns backward, the scaler and the optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mpdiag.errors import MpdiagError, UsageError
+from mpdiag.target import Job, Start
+from mpdiag.target.batches import map_tensors
+from mpdiag.target.job import ONLY, Optimizers
+from mpdiag.target.user_code import guarded
+from mpdiag.training.precision import Precision, Region, in_force
+
+
+class Session:
+    """A model in training under one precision. Made by `open_session`.
+
+    `step(batch)` does one iteration and returns the losses by name as detached scalars on the device, without
+    synchronizing. `loss_dtype` is the type the last loss came in.
+    """
+
+    def __init__(self, job: Job, model: torch.nn.Module, optimizers: Optimizers, precision: Precision,
+                 device: torch.device, region: Region) -> None:  # fmt: skip
+        self.job = job
+        self.model = model
+        self.optimizers = optimizers
+        self.precision = precision
+        self.device = device
+        self.region = region
+        self.scaler = precision.scaler(device)
+        self.loss_dtype: torch.dtype | None = None
+
+    def place(self, batch: Any) -> Any:
+        """A batch as this run takes it: a copy on the device, floating tensors in half for a pure policy."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            if self.precision.pure and tensor.is_floating_point():
+                return tensor.to(self.device, self.precision.autocast, copy=True)
+            return tensor.to(self.device, copy=True)
+
+        return map_tensors(move, batch)
+
+    def step(self, batch: Any) -> dict[str, torch.Tensor]:
+        """One iteration on a batch that `place` has prepared."""
+        losses: dict[str, torch.Tensor] = {}
+        stepped: set[int] = set()
+        with guarded("computing the loss"), self.region():
+            parts = self._parts(batch)
+        while True:
+            with guarded("computing the loss"), self.region():
+                part = next(parts, None)
+            if part is None:
+                break
+            name, loss = self._checked(part)
+            self.model.zero_grad(set_to_none=True)
+            scaled = loss if self.scaler is None else self.scaler.scale(loss)
+            with guarded("running backward"):
+                scaled.backward()
+            for optimizer in self._optimizers_of(name):
+                if self.scaler is not None and id(optimizer) in stepped:
+                    self.scaler.update()  # a scaler steps each optimizer once between updates
+                    stepped.clear()
+                stepped.add(id(optimizer))
+                with guarded("stepping the optimizer"):
+                    optimizer.step() if self.scaler is None else self.scaler.step(optimizer)
+            losses[name] = loss.detach()
+        if not losses:
+            raise UsageError("no-loss", f"{self.job.source}: compute_losses yielded nothing", "yield (name, loss)")
+        if self.scaler is not None:
+            self.scaler.update()
+        return losses
+
+    def _parts(self, batch: Any) -> Iterator[Any]:
+        """The (name, loss) pairs of one iteration, computed as they are asked for if the job yields them."""
+        losses = self.job.losses(self.model, batch)
+        if isinstance(losses, torch.Tensor) or not isinstance(losses, Iterable):
+            raise UsageError(
+                "no-loss",
+                f"{self.job.source}: compute_losses gave {type(losses).__name__}",
+                "yield (optimizer name, loss)",
+            )
+        return iter(losses)
+
+    def evaluate(self) -> dict[str, float] | None:
+        """The user's metric under this run's precision, in evaluation mode; None when the job has none."""
+        if self.job.evaluate is None:
+            return None
+        self.model.eval()
+        try:
+            with guarded("evaluating the metric"), torch.no_grad(), self.region():
+                return self.job.evaluate(self.model)
+        finally:
+            self.model.train()
+
+    def _optimizers_of(self, name: str) -> list[torch.optim.Optimizer]:
+        if name in self.optimizers:
+            return [self.optimizers[name]]
+        if name == ONLY:
+            return list(self.optimizers.values())
+        raise UsageError(
+            "no-optimizer",
+            f"{self.job.source}: compute_losses yielded {name!r}, build_optimizers has {sorted(self.optimizers)}",
+            "use the same names in both",
+        )
+
+    def _checked(self, part: Any) -> tuple[str, torch.Tensor]:
+        """(name, loss) of what the job yielded, or the error that says what is wrong with it."""
+        where = self.job.source
+        if not (isinstance(part, tuple) and len(part) == 2):
+            raise UsageError("no-loss", f"{where}: compute_losses yielded {type(part).__name__}", "yield (name, loss)")
+        name, loss = part
+        if not isinstance(loss, torch.Tensor):
+            raise UsageError(
+                "loss-not-a-tensor",
+                f"{where}: the loss is {type(loss).__name__}",
+                "return the tensor, not .item()",
+            )
+        if loss.numel() != 1:
+            raise UsageError(
+                "loss-not-scalar",
+                f"{where}: the loss has shape {tuple(loss.shape)}",
+                "reduce it to one number, for example with .mean()",
+            )
+        if not loss.requires_grad:
+            raise UsageError(
+                "loss-no-grad",
+                f"{where}: the loss does not require a gradient",
+                "compute it from the model's output, outside torch.no_grad() and without .detach()",
+            )
+        self.loss_dtype = loss.dtype
+        return name, loss.squeeze()
+
+
+@contextmanager
+def open_session(job: Job, start: Start, precision: Precision, device: torch.device) -> Iterator[Session]:
+    """A fresh run from a start; its policy is in force until the block ends."""
+    with in_force(precision, device) as region:
+        model = job.build(start, device)
+        if precision.pure:
+            model = model.to(precision.autocast)
+        with guarded("building the optimizer"):
+            optimizers = job.build_optimizers(model)
+        _check_optimizers(job, model, optimizers)
+        if not optimizers:
+            raise UsageError("target-no-optimizer", f"{job.source}: build_optimizers gave none", "return at least one")
+        yield Session(job, model, optimizers, precision, device, region)
+
+
+def _check_optimizers(job: Job, model: torch.nn.Module, optimizers: Optimizers) -> None:
+    ours = {id(parameter) for parameter in model.parameters()}
+    held = [p for o in optimizers.values() for group in o.param_groups for p in group["params"]]
+    if optimizers and not any(id(parameter) in ours for parameter in held):
+        raise UsageError(
+            "optimizer-moves-nothing",
+            f"{job.source}: the optimizer holds none of the model's parameters, so nothing would be trained",
+            "build it from the model it is given: build_optimizer(model)",
+        )
+
+
+def total(losses: dict[str, torch.Tensor]) -> float:
+    """The sum of a step's losses as a number (synchronizes)."""
+    return float(sum(value.double() for value in losses.values()))
+
+
+def require_finite(value: float, step: int, source: str) -> None:
+    """Raise MpdiagError `loss-not-finite` when the FP32 job itself has no finite loss."""
+    if value != value or value in (float("inf"), float("-inf")):
+        raise MpdiagError(
+            "loss-not-finite",
+            f"{source}: the FP32 loss is {value} at step {step}",
+            "mend the FP32 job first: lower learning rate, check inputs for NaN; mixed precision cannot help",
+        )
