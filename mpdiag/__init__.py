@@ -1,6 +1,7 @@
 """mpdiag: may this PyTorch job train in mixed precision, what breaks, what is gained?
 
-`scan(target)` gives a Diagnosis, `load(path)` reads a saved one. Importing this package does not import torch.
+`scan(target)` gives a Diagnosis, `load(path)` reads a saved one, `frame(diagnosis)` has its tensors as a DataFrame.
+Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from mpdiag.version import __version__
 
 if TYPE_CHECKING:
-    from mpdiag.api import ScanOptions, load, scan
+    from mpdiag.api import ScanOptions, frame, load, scan
     from mpdiag.diagnosis import Diagnosis
 
-__all__ = ["Diagnosis", "ScanOptions", "__version__", "load", "scan"]
+__all__ = ["Diagnosis", "ScanOptions", "__version__", "frame", "load", "scan"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("scan", "load", "ScanOptions"):
+    if name in ("scan", "load", "frame", "ScanOptions"):
         import mpdiag.api
 
         return getattr(mpdiag.api, name)

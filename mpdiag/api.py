@@ -17,6 +17,7 @@ from mpdiag.saved import from_json
 from mpdiag.settings import CAPTURE_STEPS, SEEDS, SELFTEST_STEPS, TIME_BUDGET_SECONDS, VERIFY_STEPS
 
 if TYPE_CHECKING:
+    import pandas
     import torch
 
     from mpdiag.capture.run import Observation
@@ -108,6 +109,15 @@ def load(path: str | Path) -> Diagnosis:
         return from_json(text)
     except UsageError as error:
         raise UsageError(error.slug, f"{path}: {error.message}", error.hint) from None
+
+
+def frame(diagnosis: Diagnosis) -> pandas.DataFrame:
+    """Every tensor's counts as a pandas DataFrame, one row a tensor, the columns of the CSV."""
+    import pandas  # a quarter of a second, and only who asks for a frame needs it
+
+    from mpdiag.report.table import COLUMNS, rows
+
+    return pandas.DataFrame(list(rows(diagnosis)), columns=list(COLUMNS))
 
 
 class _Draft:

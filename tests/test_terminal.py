@@ -571,3 +571,17 @@ def test_any_name_comes_back_from_the_csv(name):
     tables = (replace(diagnosis.capture.tables[0], name=name, source=name),)
     read = rows(replace(diagnosis, capture=replace(diagnosis.capture, tables=tables)))
     assert [(r["name"], r["source"]) for r in read] == [(name, name)]
+
+
+def test_the_data_frame_holds_what_the_csv_does():
+    import io
+
+    import pandas
+
+    import mpdiag
+
+    made = mpdiag.frame(full())
+    assert list(made.columns) == list(table.COLUMNS)
+    assert made["name"].tolist() == [t.name for t in samples.tables()]
+    read_back = pandas.read_csv(io.StringIO(table.render(full())))
+    assert made["fp16_underflow"].tolist() == read_back["fp16_underflow"].tolist()
