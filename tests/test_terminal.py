@@ -585,3 +585,11 @@ def test_the_data_frame_holds_what_the_csv_does():
     assert made["name"].tolist() == [t.name for t in samples.tables()]
     read_back = pandas.read_csv(io.StringIO(table.render(full())))
     assert made["fp16_underflow"].tolist() == read_back["fp16_underflow"].tolist()
+
+
+def test_bf16_weights_have_no_share_stagnant_in_fp16_in_the_csv():
+    diagnosis = full()
+    assert diagnosis.capture is not None
+    tables = (replace(diagnosis.capture.tables[0], stagnant={"BF16": 0.5}),)
+    (read,) = rows(replace(diagnosis, capture=replace(diagnosis.capture, tables=tables)))
+    assert read["stagnant_fp16"] == ""
