@@ -1,6 +1,7 @@
 """mpdiag: may this PyTorch job train in mixed precision, what breaks, what is gained?
 
-`scan(target)` gives a Diagnosis, `load(path)` reads a saved one, `frame(diagnosis)` has its tensors as a DataFrame.
+`scan(target)` gives a Diagnosis, `load(path)` reads a saved one, `frame(diagnosis)` has its tensors as a DataFrame;
+`apply(model, plan)` keeps the modules of a plan.json in FP32 under autocast.
 Importing this package does not import torch.
 """
 
@@ -13,8 +14,9 @@ from mpdiag.version import __version__
 if TYPE_CHECKING:
     from mpdiag.api import ScanOptions, frame, load, scan
     from mpdiag.diagnosis import Diagnosis
+    from mpdiag.production import apply
 
-__all__ = ["Diagnosis", "ScanOptions", "__version__", "frame", "load", "scan"]
+__all__ = ["Diagnosis", "ScanOptions", "__version__", "apply", "frame", "load", "scan"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +28,10 @@ def __getattr__(name: str) -> Any:
         from mpdiag.diagnosis import Diagnosis
 
         return Diagnosis
+    if name == "apply":
+        from mpdiag.production import apply
+
+        return apply
     raise AttributeError(f"module 'mpdiag' has no attribute {name!r}")
 
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpdiag.diagnosis import NOT_ASKED_FOR, Diagnosis, TargetRecord
-from mpdiag.errors import InterruptedScanError, MpdiagError, UsageError, safe_text
+from mpdiag.diagnosis import NOT_ASKED_FOR, Diagnosis
+from mpdiag.draft import Draft
+from mpdiag.drift import observed_parts
+from mpdiag.errors import UsageError
 from mpdiag.saved import from_json
-from mpdiag.settings import CAPTURE_STEPS, SEEDS, SELFTEST_STEPS, TIME_BUDGET_SECONDS, VERIFY_STEPS
+from mpdiag.settings import (
+    CAPTURE_STEPS,
+    DEPTHS,
+    ISLANDS_SHARE,
+    PREDICTION_STEPS,
+    SEEDS,
+    SELFTEST_STEPS,
+    TIME_BUDGET_SECONDS,
+    VERIFY_STEPS,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -37,6 +46,19 @@ class ScanOptions:
     time_budget_seconds: float = TIME_BUDGET_SECONDS
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    at: tuple[int, ...] = (0,)
+    skip: int = 0
+    depth: str = DEPTHS[0]
+
+    @property
+    def parts(self) -> list[list[int]]:
+        """The training steps to observe."""
+        return observed_parts(self.steps, self.at, self.skip)
+
+    @property
+    def last_step(self) -> int:
+        """The last of them."""
+        return max(step for part in self.parts for step in part)
 
     def __post_init__(self) -> None:
         wrong = {
@@ -46,6 +68,9 @@ class ScanOptions:
             "seeds": self.seeds < 1,
             "time_budget_seconds": not 0 < self.time_budget_seconds < math.inf,
             "device": self.device not in ("auto", "cpu", "cuda"),
+            "depth": self.depth not in DEPTHS,
+            "at": not self.at or min(self.at) < 0,
+            "skip": self.skip < 0,
         }
         for name, bad in wrong.items():
             if bad:
@@ -72,10 +97,11 @@ def scan(
     from mpdiag.device.random_state import random_state_kept
     from mpdiag.device.select import select_device
     from mpdiag.target import load_job
+    from mpdiag.target.record import target_record
 
     options = replace(options or ScanOptions(), **changed)
     device = select_device(options.device)
-    draft = _Draft(
+    draft = Draft(
         Diagnosis(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command or f"mpdiag.scan({target!r})",
@@ -88,10 +114,13 @@ def scan(
         report(f"load {target}")
         with draft.timed("load"):
             job = load_job(target)
-            start = job.start(options.seed, max(options.steps, 1))
-            draft.update(target=_target_record(job, start))
+            start = job.start(options.seed, options.last_step + 1)
+            draft.update(target=target_record(job, start))
         _capture(draft, job, start, options, device, report)
+        if options.depth == "ops":
+            _operations(draft, job, start, options, device, report)
         _advise(draft)
+        _islands(draft, job, start, options, device, report)
         if options.verify:
             _verify(draft, job, options, device, report)
         else:
@@ -120,57 +149,8 @@ def frame(diagnosis: Diagnosis) -> pandas.DataFrame:
     return pandas.DataFrame(list(rows(diagnosis)), columns=list(COLUMNS))
 
 
-class _Draft:
-    """The diagnosis as it grows."""
-
-    def __init__(self, diagnosis: Diagnosis, checkpoint: Callable[[Diagnosis], None]) -> None:
-        self.diagnosis = diagnosis
-        self._checkpoint = checkpoint
-        self.finish: Callable[[], None] = lambda: None  # what the running stage still has to hand over
-
-    def update(self, **parts: object) -> None:
-        self.diagnosis = replace(self.diagnosis, **parts)  # type: ignore[arg-type] # field names, checked by tests
-        self._checkpoint(self.diagnosis)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = {**self.diagnosis.elapsed_seconds, stage: round(time.perf_counter() - began, 3)}
-            self.diagnosis = replace(self.diagnosis, elapsed_seconds=seconds)
-
-    @contextmanager
-    def kept_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as stopped:
-            error = _as_error(stopped)
-            self.finish()
-            self.diagnosis = replace(self.diagnosis, reason=f"{error.slug}: {error.message}")
-            if self.diagnosis.target is not None:
-                error.diagnosis = self.diagnosis
-            if error is stopped:
-                raise
-            raise error from stopped
-
-
-def _as_error(stopped: BaseException) -> MpdiagError:
-    """What stopped a scan, in our terms; anything unforeseen is our own fault and says so."""
-    if isinstance(stopped, MpdiagError):
-        return stopped
-    if isinstance(stopped, KeyboardInterrupt):
-        return InterruptedScanError()
-    return MpdiagError(
-        "internal",
-        f"{type(stopped).__name__} in mpdiag: {safe_text(stopped)}",
-        "please report it with the traceback that MPDIAG_DEBUG=1 shows",
-    )
-
-
 def _capture(
-    draft: _Draft, job: Job, start: Start, options: ScanOptions, device: torch.device, report: Callable[[str], None]
+    draft: Draft, job: Job, start: Start, options: ScanOptions, device: torch.device, report: Callable[[str], None]
 ) -> None:
     from mpdiag.capture.autocast_types import observe
     from mpdiag.capture.run import Observation, observe_training
@@ -184,8 +164,8 @@ def _capture(
         report("one FP16 iteration, to see which type each tensor takes")
         observation.types = observe(job, start, device)
     with draft.timed("capture"):
-        report(f"capture {options.steps} FP32 steps on {device.type}")
-        observe_training(job, start, observation, options.steps, options.include, options.exclude)
+        report(f"capture {_steps_in_words(options)} on {device.type}")
+        observe_training(job, start, observation, options.parts, options.include, options.exclude)
     draft.finish = lambda: None
     if not observation.tables:
         raise UsageError("nothing-observed", "no tensor was observed", "check --include and --exclude")
@@ -194,29 +174,74 @@ def _capture(
         notes.append("the target opens autocast regions of its own: FP32 runs kept them in FP32")
     if options.include or options.exclude:
         notes.append("loss scale and window cover only the tensors that --include and --exclude let through")
-    if len(start.batches) < options.steps:
+    if len(start.batches) < options.last_step + 1:
         notes.append(f"the target gives {len(start.batches)} batch(es), which were repeated")
     target = draft.diagnosis.target
     if notes and target is not None:
         draft.diagnosis = replace(draft.diagnosis, target=replace(target, notes=(*target.notes, *notes)))
+    draft.parts = observation.records_of_parts()
     draft.update(capture=observation.record())
 
 
-def _hand_over_capture(draft: _Draft, observation: Observation) -> None:
+def _hand_over_capture(draft: Draft, observation: Observation) -> None:
+    draft.parts = observation.records_of_parts()
     observation.reason = "the capture ended early"
     draft.diagnosis = replace(draft.diagnosis, capture=observation.record())
     if observation.tables:
         _advise(draft)
 
 
-def _advise(draft: _Draft) -> None:
-    from mpdiag.advice import advise
+def _operations(
+    draft: Draft, job: Job, start: Start, options: ScanOptions, device: torch.device, report: Callable[[str], None]
+) -> None:
+    from mpdiag.capture.op_scan import observe_operations
+
+    draft.finish = lambda: _advise(draft)
+    with draft.timed("operations"):
+        report("two iterations, FP16 and FP32, to see every operation between the modules")
+        found = observe_operations(job, start, device, options.include, options.exclude)
+    draft.finish = lambda: None
+    assert draft.diagnosis.capture is not None
+    draft.update(capture=replace(draft.diagnosis.capture, operations=found.tables, operations_reason=found.reason))
+
+
+def _advise(draft: Draft) -> None:
+    from mpdiag.advice import advise, window_at
 
     assert draft.diagnosis.capture is not None
-    draft.update(advice=advise(draft.diagnosis.capture))
+    advice = advise(draft.diagnosis.capture)
+    if len(draft.parts) > 1:
+        advice = replace(advice, drift=tuple(window_at(steps, capture) for steps, capture in draft.parts))
+    draft.update(advice=advice)
 
 
-def _verify(draft: _Draft, job: Job, options: ScanOptions, device: torch.device, report: Callable[[str], None]) -> None:
+def _islands(
+    draft: Draft, job: Job, start: Start, options: ScanOptions, device: torch.device, report: Callable[[str], None]
+) -> None:
+    from mpdiag.verify.island_search import islands_wanted, with_islands
+
+    capture, advice = draft.diagnosis.capture, draft.diagnosis.advice
+    assert capture is not None
+    assert advice is not None
+    if not islands_wanted(capture, advice):
+        return
+    with draft.timed("islands"):
+        report("search the fewest modules to keep in FP32")
+        budget = ISLANDS_SHARE * options.time_budget_seconds
+        advice = with_islands(job, start, device, capture, advice, budget, report)
+    draft.update(advice=advice)
+
+
+def _steps_in_words(options: ScanOptions) -> str:
+    """Which steps are observed."""
+    parts = options.parts
+    if len(parts) == 1:
+        return f"{len(parts[0])} FP32 steps"
+    return f"{sum(map(len, parts))} of {options.last_step + 1} FP32 steps, at {', '.join(str(p[0]) for p in parts)}"
+
+
+def _verify(draft: Draft, job: Job, options: ScanOptions, device: torch.device, report: Callable[[str], None]) -> None:
+    from mpdiag.verify.island_search import costed
     from mpdiag.verify.run import VerificationRun
 
     assert draft.diagnosis.advice is not None
@@ -227,35 +252,19 @@ def _verify(draft: _Draft, job: Job, options: ScanOptions, device: torch.device,
             draft.diagnosis = replace(draft.diagnosis, verification=running.record(interrupted=True))
 
     draft.finish = interrupted
+    assert draft.diagnosis.capture is not None
+    with draft.timed("prediction"):
+        report("count FP16 beside FP32: does it do what the FP32 counts foretell?")
+        running.predict(
+            job.start(options.seed, options.last_step + 1),
+            draft.diagnosis.capture,
+            min(options.last_step + 1, PREDICTION_STEPS),
+        )
     with draft.timed("verify"):
-        running.run(options.seed, options.verify_steps, options.seeds, options.time_budget_seconds, report)
+        budget = options.time_budget_seconds - draft.diagnosis.elapsed_seconds.get("islands", 0.0)
+        running.run(options.seed, options.verify_steps, options.seeds, max(budget, 0.0), report)
     draft.finish = lambda: None
-    draft.update(verification=running.record())
-
-
-def _described(optimizer: torch.optim.Optimizer) -> str:
-    rate = optimizer.param_groups[0].get("lr")
-    return f"{type(optimizer).__name__}(lr={float(rate):g})" if rate is not None else type(optimizer).__name__
-
-
-def _target_record(job: Job, start: Start) -> TargetRecord:
-    import torch
-
-    from mpdiag.target.batches import samples_in
-    from mpdiag.target.user_code import guarded
-
-    model = job.build(start, torch.device("cpu"))
-    with guarded("building the optimizer"):
-        optimizers = job.build_optimizers(model)
-    return TargetRecord(
-        name=job.name,
-        source=job.source,
-        parameters=sum(p.numel() for p in model.parameters()),
-        synthetic_data=job.synthetic_data,
-        optimizer=", ".join(_described(optimizer) for optimizer in optimizers.values()),
-        batches=len(start.batches),
-        samples_per_step=samples_in(start.batch(0)),
-        metric=None if job.evaluate is None else "evaluate(model)",
-        higher_is_better=job.higher_is_better,
-        notes=job.notes,
-    )
+    advice = draft.diagnosis.advice
+    if advice.plan is not None:
+        advice = replace(advice, plan=costed(advice.plan, tuple(running.trials)))
+    draft.update(verification=running.record(), advice=advice)

@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from mpdiag.drift import WindowAt
+from mpdiag.foretold import Prediction
 from mpdiag.histogram import ExponentHistogram
+from mpdiag.operations import NOT_OBSERVED, OpTable
+from mpdiag.origin import Environment as Environment  # `as`: these two are records too, and found here
+from mpdiag.origin import TargetRecord as TargetRecord
+from mpdiag.plan import IslandPlan
 
-SCHEMA_VERSION = 1
-# 1: the first.
-
+SCHEMA_VERSION = 1  # 1: the first
 
 SEVERITIES = ("error", "warning", "info")
 VERDICTS = ("go", "go-with-changes", "no-go", "inconclusive")
@@ -38,38 +42,6 @@ class TensorKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Environment:
-    """What the run ran on."""
-
-    python: str
-    torch: str
-    mpdiag: str
-    platform: str
-    cpu_threads: int
-    cuda: str | None = None
-    driver: str | None = None
-    gpu: str | None = None
-    compute_capability: str | None = None
-    fp32_precision: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TargetRecord:
-    """The training job, as it came in."""
-
-    name: str
-    source: str
-    parameters: int
-    synthetic_data: bool
-    optimizer: str
-    batches: int
-    samples_per_step: int | None
-    metric: str | None
-    higher_is_better: bool
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class TensorTable:
     """The exponents of one tensor over the steps seen.
 
@@ -78,7 +50,7 @@ class TensorTable:
     a step. stagnant: share of the updates that would not move a weight stored in that format (in the weight's own
     format, where it is 16-bit already).
     noise_floor_log2: elements below 2^this are rounding noise, mathematically zero (None: not known to be any);
-    noise_level: all of them are.
+    noise_level: all of them are. sampled: share of the elements that was counted, None where it was all of them.
     """
 
     name: str
@@ -96,6 +68,7 @@ class TensorTable:
     noise_floor_log2: int | None = None
     noise_level: bool = False
     source: str | None = None
+    sampled: float | None = None
 
     @property
     def signal(self) -> ExponentHistogram:
@@ -121,7 +94,7 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class Capture:
-    """The observed FP32 run."""
+    """The observed FP32 run. operations: of the second pass; None without it, operations_reason says why."""
 
     precision: str
     device: str
@@ -140,6 +113,8 @@ class Capture:
     not_seen: tuple[str, ...] = ()
     counted_by: str = "torch"
     reason: str | None = None
+    operations: tuple[OpTable, ...] | None = None
+    operations_reason: str | None = NOT_OBSERVED
 
     def of_kind(self, *kinds: TensorKind) -> tuple[TensorTable, ...]:
         """The tables of some kinds, in the order captured."""
@@ -196,12 +171,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, from the capture alone."""
+    """What to do, from the capture alone. drift: the window at several points of training, where they were observed.
+
+    keep_fp32: where something overflows, what plan's search found; plan: that search, None where none was called for.
+    """
 
     format: str
     loss_scale: LossScaleAdvice
     findings: tuple[Finding, ...]
     keep_fp32: tuple[str, ...] = ()
+    drift: tuple[WindowAt, ...] = ()
+    plan: IslandPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -261,15 +241,16 @@ class Comparison:
 class Verification:
     """The mixed-precision runs beside FP32, and what they say together.
 
-    train_with: "fp16" or "bf16", the precision that the verdict lets the job train in; None while neither is shown.
+    train_with: "fp16", "fp16-plan" (FP16 with the plan's FP32 islands) or "bf16", the precision that the verdict lets
+    the job train in; None while none is shown.
     """
 
     trials: tuple[Trial, ...]
     comparisons: tuple[Comparison, ...]
     verdict: str | None
     reason: str
-    prediction: None = None
-    prediction_reason: str = "not measured: the counts of the FP16 run are not taken yet"
+    prediction: Prediction | None = None
+    prediction_reason: str | None = "not measured: FP16 was not counted"
     cut: tuple[str, ...] = ()
     train_with: str | None = None
 
@@ -291,7 +272,10 @@ class Diagnosis:
 
     @property
     def snippet(self) -> str | None:
-        """The code to paste: the recommended loss scale's, or BF16's where the verification found FP16 wanting."""
+        """The code to paste: the recommended loss scale's, or what was found to train where FP16 as it is does not."""
+        plan = self.advice.plan if self.advice else None
         if self.verification is None or self.verification.train_with == "fp16":
-            return self.advice.loss_scale.snippet if self.advice else None
+            return (plan and plan.snippet) or (self.advice.loss_scale.snippet if self.advice else None)
+        if self.verification.train_with == "fp16-plan":
+            return plan.snippet if plan else None
         return BF16_SNIPPET if self.verification.train_with == "bf16" else None

@@ -5,6 +5,12 @@ from __future__ import annotations
 CAPTURE_STEPS = 20
 """Steps observed. Gradient maxima settle within a few steps of the start; 20 keep a laptop scan under half a minute."""
 
+DEPTHS = ("modules", "ops")
+"""How deep to look: at what modules give, or at every operation too (two iterations more, several times as long)."""
+
+PREDICTION_STEPS = 100
+"""FP32 steps, at most, to the trained state in which FP16's counts are compared with what FP32's foretell."""
+
 SELFTEST_STEPS = 2
 """The second step's gradients depend on the first update, so two steps see forward, backward and optimizer."""
 
@@ -19,6 +25,10 @@ SEEDS = 3
 
 TIME_BUDGET_SECONDS = 60.0
 """For the verification, so that a default scan answers while one waits."""
+
+ISLANDS_SHARE = 0.25
+"""Of the time budget, at most, for the search of FP32 islands: each try costs one step and one model, far less than an
+arm of the verification, which keeps the rest."""
 
 WARMUP_STEPS = 10
 """Steps before a clock runs: cuDNN's choice of algorithms, allocator growth and GradScaler's first skips are over."""

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 from mpdiag.capture.autocast_types import observe
+from mpdiag.capture.ledger import Ledger
 from mpdiag.capture.modules import ModuleWatch
 from mpdiag.capture.probe import Probe
 from mpdiag.capture.run import Observation, largest_input, observe_training
 from mpdiag.capture.selftest import run_selftest
 from mpdiag.diagnosis import Capture, SelfTest, TensorKind, TensorTable
+from mpdiag.drift import observed_parts
 from mpdiag.errors import MpdiagError
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.target.batches import tensors_in
@@ -62,7 +65,7 @@ def job(
 
 def capture(the_job: Job, steps: int = 1, **patterns: tuple[str, ...]) -> Capture:
     observation = Observation(CPU, seed=0, selftest=SelfTest(None, 0))
-    observe_training(the_job, the_job.start(0, 1), observation, steps, **patterns)
+    observe_training(the_job, the_job.start(0, 1), observation, observed_parts(steps), **patterns)
     return observation.record()
 
 
@@ -434,12 +437,11 @@ def test_a_job_that_differs_from_itself_gives_none_and_says_by_how_much():
 
 def test_a_probe_that_meddles_is_caught(monkeypatch):
     # the self-test can fail: a probe whose counting adds to each weight
-    def meddle(self: Probe, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.data += 2.0**-10
+    def meddle(self: Ledger, site: Any, tensor: torch.Tensor, later: bool = False) -> None:
+        if isinstance(tensor, nn.Parameter):
+            tensor.data += 2.0**-10
 
-    monkeypatch.setattr(Probe, "_before_step", meddle)
+    monkeypatch.setattr(Ledger, "count", meddle)
     the_job = linear_job()
     result = run_selftest(the_job, the_job.start(0, 1), CPU, steps=2)
     assert result.unchanged is False
@@ -493,11 +495,13 @@ def test_removing_the_probe_takes_every_hook_off():
     model = image_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     probe = Probe(model, [optimizer], CPU)
-    # 6 layers and the container; 6 parameters
-    assert hooks_on(model) == 7 + 6
+    # two on each of 6 parameters; modules are watched by one hook of torch's own
+    assert hooks_on(model) == 2 * 6
+    assert len(_global_forward_hooks) == 1
     assert (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)) == (1, 1)
     probe.remove()
     assert hooks_on(model) == 0
+    assert not _global_forward_hooks
     assert (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)) == (0, 0)
 
 
@@ -550,7 +554,7 @@ def test_a_capture_that_fails_leaves_no_hook_on_the_model_and_keeps_what_was_cou
     the_job = job(model, torch.ones(1, 1), loss)
     observation = Observation(CPU, seed=0, selftest=SelfTest(None, 0))
     with pytest.raises(MpdiagError):
-        observe_training(the_job, the_job.start(0, 1), observation, 5)
+        observe_training(the_job, the_job.start(0, 1), observation, observed_parts(5))
     assert [hooks_on(each) for each in built] == [0] * len(built)
     assert len(observation.losses) == 1
     assert {table.steps for table in observation.tables} == {1}
@@ -560,7 +564,7 @@ def test_an_infinite_fp32_loss_stops_the_capture_at_its_step():
     the_job = job(lambda: constant(nn.Linear(1, 1)), torch.tensor([[3e38]]), lambda m, b: m(b).sum() * 8)
     observation = Observation(CPU, seed=0, selftest=SelfTest(None, 0))
     with pytest.raises(MpdiagError) as caught:
-        observe_training(the_job, the_job.start(0, 1), observation, 5)
+        observe_training(the_job, the_job.start(0, 1), observation, observed_parts(5))
     assert caught.value.slug == "loss-not-finite"
     assert observation.losses == [float("inf")]
     assert observation.tables

@@ -10,21 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpdiag.capture.counting import (
-    BINS,
-    CODES,
-    INFS,
-    LOWEST,
-    NANS,
-    ZEROS,
-    CountTable,
-    Row,
-    _count_on_cpu,
-    codes,
-    count_codes,
-    magnitude_bits,
-    values_of,
-)
+from mpdiag.capture import portable
+from mpdiag.capture.columns import ABS_MAX, ABS_MIN, BINS, CODES, INFS, LOWEST, NANS, ZEROS, Row, empty_table, unscaled
+from mpdiag.capture.counting import CountTable
+from mpdiag.capture.kernel import Update
+from mpdiag.capture.layout import flat, layout_of, real_part
+from mpdiag.capture.portable import codes, count_codes, magnitude_bits
 from mpdiag.capture.tally import Tensor, tabled
 from mpdiag.diagnosis import TensorKind, TensorTable
 from mpdiag.histogram import ExponentHistogram
@@ -40,10 +31,19 @@ def row_of(*tensors: torch.Tensor) -> Row:
     """One row after adding each tensor to it."""
     table = CountTable(CPU)
     for tensor in tensors:
-        values = values_of(tensor)
+        values = real_part(tensor)
         assert values is not None
         table.add(0, values)
     return table.take()[0]
+
+
+def add_update(table, row, before, after, gradient=None):
+    table.add_updates([Update(row, before, after, gradient)])
+
+
+def counted_on_cpu(bits: torch.Tensor) -> torch.Tensor:
+    """The quick path's counts of FP32 bit patterns."""
+    return portable.count(bits.view(torch.float32))[0]
 
 
 def random_bits(count: int, seed: int) -> torch.Tensor:
@@ -146,14 +146,14 @@ def test_quiet_and_signalling_nans_of_either_sign_count_as_nan(pattern):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_quick_path_is_bit_equal_to_codes_and_bincount(seed):
     bits = random_bits(1_000_000, seed) & 0x7FFFFFFF
-    assert torch.equal(_count_on_cpu(bits), torch.bincount(codes(bits), minlength=CODES))
+    assert torch.equal(counted_on_cpu(bits), torch.bincount(codes(bits), minlength=CODES))
 
 
 @quick
 @given(FP32_VALUES)
 def test_the_quick_path_is_bit_equal_on_chosen_values(values):
     bits = magnitude_bits(torch.tensor(values, dtype=torch.float32))
-    counted = _count_on_cpu(bits)
+    counted = counted_on_cpu(bits)
     assert counted.dtype == torch.int64
     assert torch.equal(counted, torch.bincount(codes(bits), minlength=CODES))
 
@@ -161,10 +161,14 @@ def test_the_quick_path_is_bit_equal_on_chosen_values(values):
 def test_the_portable_paths_of_a_gpu_agree_with_the_quick_path():
     bits = random_bits(500_000, seed=4) & 0x7FFFFFFF
     bits[:3] = torch.tensor([0, 0x7F800000, 0x7FC00000])
-    by_histc = torch.histc(codes(bits).float(), bins=CODES, min=0, max=CODES).long()
-    by_scatter = torch.zeros(CODES, dtype=torch.int64).scatter_add_(0, codes(bits).long(), torch.ones_like(bits).long())
-    assert torch.equal(count_codes(bits), by_histc)
-    assert torch.equal(count_codes(bits), by_scatter)
+    by_histc = torch.histc(codes(bits).float(), bins=CODES, min=0, max=CODES).long()  # integers only on a GPU
+    torch.use_deterministic_algorithms(True)
+    try:
+        by_scatter = count_codes(bits)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(counted_on_cpu(bits), by_histc)
+    assert torch.equal(counted_on_cpu(bits), by_scatter)
 
 
 # any tensor
@@ -201,14 +205,35 @@ def test_any_memory_order_counts_each_element_once(tensor):
 
 def test_a_dense_tensor_in_another_order_is_read_without_a_copy():
     tensor = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    values = values_of(tensor)
+    values = flat(tensor)
     assert values.shape == (120,)
     assert values.data_ptr() == tensor.data_ptr()
 
 
+@pytest.mark.parametrize(
+    ("tensor", "sizes", "strides", "times"),
+    [
+        (torch.ones(2, 3, 4), (24,), (1,), 1),
+        (torch.ones(2, 3, 4).transpose(0, 2), (24,), (1,), 1),
+        (torch.ones(()), (1,), (1,), 1),
+        (torch.ones(()).expand(6, 2), (1,), (1,), 12),
+        (torch.ones(3).expand(4, 3), (3,), (1,), 4),
+        (torch.ones(4, 6)[:, 1:4], (4, 3), (6, 1), 1),
+        (torch.ones(4, 5, 6)[:, :, ::2], (60,), (2,), 1),
+        (torch.ones(4, 1, 6)[:, :, :2].expand(4, 9, 2), (4, 2), (6, 1), 9),
+        (torch.ones(10).unfold(0, 3, 1), (8, 3), (1, 1), 1),
+        (torch.ones(0, 3), (0,), (1,), 1),
+    ],
+)
+def test_a_layout_has_as_few_dimensions_as_can_be(tensor, sizes, strides, times):
+    layout = layout_of(tensor)
+    assert (layout.sizes, layout.strides, layout.times) == (sizes, strides, times)
+    assert layout.count * layout.times == tensor.numel()
+
+
 def test_a_view_into_the_middle_of_a_storage_reads_its_own_elements():
     tensor = torch.arange(60.0).reshape(5, 12)[2:4].reshape(2, 3, 4).permute(1, 2, 0)
-    assert sorted(values_of(tensor).tolist()) == [float(v) for v in range(24, 48)]
+    assert sorted(flat(tensor).tolist()) == [float(v) for v in range(24, 48)]
 
 
 def test_a_0_dim_tensor_is_one_element():
@@ -219,7 +244,7 @@ def test_a_0_dim_tensor_is_one_element():
 
 def test_an_empty_tensor_counts_nothing():
     table = CountTable(CPU)
-    table.add(0, values_of(torch.empty(0, 4)))
+    table.add(0, torch.empty(0, 4))
     assert table.take() == {}
 
 
@@ -251,11 +276,11 @@ def test_a_compressed_sparse_tensor_gives_its_stored_values():
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.uint8])
 def test_other_types_have_no_values(dtype):
-    assert values_of(torch.ones(3, dtype=dtype)) is None
+    assert real_part(torch.ones(3, dtype=dtype)) is None
 
 
 def test_a_tensor_that_requires_grad_is_read_detached():
-    values = values_of(torch.ones(3, requires_grad=True) * 2)
+    values = real_part(torch.ones(3, requires_grad=True) * 2)
     assert not values.requires_grad
 
 
@@ -292,7 +317,7 @@ def test_stagnation_is_that_of_a_direct_computation(log2_ratio):
     after = before + torch.randn(500, generator=generator) * 2.0**log2_ratio
     after[::7] = before[::7]
     table = CountTable(CPU)
-    table.add_update(0, before, after)
+    add_update(table, 0, before, after)
     row = table.take()[0]
     assert row.stagnant_fp16 == direct_stagnation(before, after, torch.float16)
     assert row.stagnant_bf16 == direct_stagnation(before, after, torch.bfloat16)
@@ -317,14 +342,14 @@ def test_stagnation_is_that_of_a_direct_computation(log2_ratio):
 def test_an_update_of_a_weight_of_one_is_felt_as_its_half_ulp_says(update, fp16, bf16):
     before = torch.ones(1)
     table = CountTable(CPU)
-    table.add_update(0, before, before + update)
+    add_update(table, 0, before, before + update)
     row = table.take()[0]
     assert (row.stagnant_fp16, row.stagnant_bf16) == (fp16, bf16)
 
 
 def test_the_update_is_counted_in_its_own_binade():
     table = CountTable(CPU)
-    table.add_update(0, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.25, 2.0, 2.0]))
+    add_update(table, 0, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.25, 2.0, 2.0]))
     row = table.take()[0]
     assert row.histogram == ExponentHistogram.from_bins({-2: 1, 0: 1}, zeros=1)
     assert (row.abs_max, row.abs_min) == (1.0, 0.25)
@@ -335,7 +360,7 @@ def test_updates_of_16_bit_weights_are_counted_exactly(dtype):
     before = torch.tensor([1.0, 2.0], dtype=dtype)
     after = torch.tensor([1.0, 2.5], dtype=dtype)
     table = CountTable(CPU)
-    table.add_update(0, before, after)
+    add_update(table, 0, before, after)
     assert table.take()[0].histogram == ExponentHistogram.from_bins({-1: 1}, zeros=1)
 
 
@@ -344,7 +369,7 @@ def test_an_update_of_fp32_weights_is_wanted_where_it_is_not_zero(gradient):
     before = torch.ones(4)
     after = before + torch.tensor([0.0, 2.0**-12, 2.0**-8, 0.5])
     table = CountTable(CPU)
-    table.add_update(0, before, after, gradient)
+    add_update(table, 0, before, after, gradient)
     row = table.take()[0]
     assert (row.wanted, row.stagnant_fp16, row.stagnant_bf16) == (3, 1, 2)
 
@@ -355,7 +380,7 @@ def test_an_update_of_16_bit_weights_is_wanted_where_the_gradient_is_not_zero(dt
     after = torch.tensor([1.0, 1.5, 1.0, 0.5, 2.0], dtype=dtype)
     gradient = torch.tensor([1.0, -1.0, 0.0, 0.0, -(2.0**-14)], dtype=dtype)
     table = CountTable(CPU)
-    table.add_update(0, before, after, gradient)
+    add_update(table, 0, before, after, gradient)
     row = table.take()[0]
     # the first and the last stayed although asked to move; the fourth moved without a gradient (weight decay, momentum)
     assert row.wanted == 3
@@ -370,7 +395,7 @@ def test_an_update_of_16_bit_weights_is_wanted_where_the_gradient_is_not_zero(dt
 def test_16_bit_weights_that_all_stay_have_lost_every_wanted_update(dtype):
     weights = torch.ones(100, dtype=dtype)
     table = CountTable(CPU)
-    table.add_update(0, weights, weights.clone(), torch.full((100,), 1e-3, dtype=dtype))
+    add_update(table, 0, weights, weights.clone(), torch.full((100,), 1e-3, dtype=dtype))
     row = table.take()[0]
     assert (row.wanted, row.stagnant_fp16 + row.stagnant_bf16, row.histogram.zeros) == (100, 100, 100)
 
@@ -380,7 +405,7 @@ def test_16_bit_weights_that_all_stay_have_lost_every_wanted_update(dtype):
 def test_no_more_updates_are_stagnant_than_wanted(updates):
     before = torch.ones(len(updates))
     table = CountTable(CPU)
-    table.add_update(0, before, before + torch.tensor(updates))
+    add_update(table, 0, before, before + torch.tensor(updates))
     row = table.take()[0]
     assert row.wanted == sum(u != 0 for u in updates)
     assert max(row.stagnant_fp16, row.stagnant_bf16) <= row.wanted
@@ -388,8 +413,8 @@ def test_no_more_updates_are_stagnant_than_wanted(updates):
 
 def test_wanted_updates_of_several_calls_add_up():
     table = CountTable(CPU)
-    table.add_update(0, torch.ones(2), torch.tensor([1.0, 1.5]))
-    table.add_update(0, torch.ones(3), torch.tensor([1.5, 1.5, 1.0]))
+    add_update(table, 0, torch.ones(2), torch.tensor([1.0, 1.5]))
+    add_update(table, 0, torch.ones(3), torch.tensor([1.5, 1.5, 1.0]))
     assert table.take()[0].wanted == 3
 
 
@@ -453,7 +478,7 @@ def test_a_grown_table_still_has_no_smallest_element_in_its_new_rows():
 
 def test_take_starts_the_table_anew():
     table = CountTable(CPU)
-    table.add_update(3, torch.ones(2), torch.ones(2) + 2.0**-12)
+    add_update(table, 3, torch.ones(2), torch.ones(2) + 2.0**-12)
     row = table.take()[3]
     assert (row.stagnant_fp16, row.wanted) == (2, 2)
     assert table.take() == {}
@@ -470,3 +495,34 @@ def test_one_of_each_class_in_one_row():
     histogram = row_of(torch.tensor(EVERY_CLASS)).histogram
     assert (histogram.zeros, histogram.infs, histogram.nans) == (2, 2, 1)
     assert histogram.bins == {-149: 1, -126: 1, 0: 2, 127: 1}
+
+
+# the loss scale
+
+
+@pytest.mark.parametrize("k", [-3, 0, 1, 16, 24])
+def test_rows_of_scaled_gradients_are_counted_as_if_they_had_not_been_scaled(k):
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(k))
+    scaled = CountTable(CPU)
+    scaled.add(0, values * 2.0**k)
+    plain = CountTable(CPU)
+    plain.add(0, values)
+    assert torch.equal(unscaled(scaled.hand_over().values(), 2.0**k), plain.hand_over().values())
+
+
+def test_a_scale_between_powers_of_two_divides_the_extremes_and_moves_the_binades_by_its_floor():
+    table = CountTable(CPU)
+    table.add(0, torch.tensor([3.0, 768.0]))
+    row = unscaled(table.hand_over().values(), 3.0)
+    assert row[0, ABS_MAX : ABS_MIN + 1].to(torch.int32).view(torch.float32).tolist() == [256.0, 1.0]
+    assert (row[0, :BINS].nonzero().flatten() + LOWEST).tolist() == [0, 8]
+
+
+def test_what_unscaling_would_push_below_fp32_is_kept_as_its_smallest():
+    table = CountTable(CPU)
+    table.add(0, torch.tensor([2.0**-140, 2.0**-149]))
+    assert unscaled(table.hand_over().values(), 2.0**20)[0, 0] == 2
+
+
+def test_a_row_in_which_nothing_was_counted_stays_empty_when_it_is_unscaled():
+    assert torch.equal(unscaled(empty_table(2, CPU), 2.0**16), empty_table(2, CPU))

@@ -231,9 +231,32 @@ def test_no_gradient_at_all_gives_no_window_and_says_why():
 # the choice
 
 
-def test_the_recommended_scale_is_the_upper_end():
+def test_the_recommended_scale_keeps_room_for_gradients_to_grow():
     advice = recommend(capture(table("w", {-30: 100, -10: 900}, 2.0**-10)))
-    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale, advice.mode) == (5, 23, 23, "dynamic")
+    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale, advice.mode) == (5, 23, 23 - 4, "dynamic")
+
+
+def test_that_room_is_less_where_gradients_that_matter_would_have_none_to_shrink():
+    # all of the norm is at 2^-25: nothing of it is lost from 2^0 on, so 2^8 leaves it eight octaves
+    advice = recommend(capture(table("w", {-25: 1000}, 2.0**5)))
+    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (0, 8, 8)
+
+
+def test_elements_without_weight_in_the_norm_do_not_take_that_room():
+    # those at 2^-34 need 2^9 by count, yet carry 2^-68 of the squared norm
+    advice = recommend(capture(table("w", {-34: 10, 0: 90})))
+    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (9, 13, 9)
+
+
+def test_a_window_that_is_one_scale_gives_that_one():
+    advice = recommend(capture(table("w", {-33: 1000, 5: 1}, 2.0**5)))
+    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (8, 8, 8)
+
+
+@pytest.mark.parametrize(("top", "mode"), [(8, "none"), (9, "none"), (10, "dynamic")])
+def test_without_a_scaler_there_is_room_to_grow_or_none_is_advised(top, mode):
+    # 2^9 bears 2^4 with two octaves of headroom, 2^10 only 2^3
+    assert recommend(capture(table("w", {-10: 1000, top: 1}, 2.0**top))).mode == mode
 
 
 def test_no_scale_is_recommended_where_the_ends_cross():
@@ -255,25 +278,25 @@ def test_eight_octaves_of_decay_room_need_no_scaling():
 
 def test_seven_octaves_of_decay_room_are_too_few_though_nothing_is_lost_yet():
     advice = recommend(capture(table("w", {-18: 1000})))
-    assert (advice.lower_log2, advice.mode, advice.log2_scale) == (-7, "dynamic", 24)
+    assert (advice.lower_log2, advice.mode, advice.log2_scale) == (-7, "dynamic", 20)
     assert advice.underflow_before == 0.0
 
 
 def test_gradients_that_overflow_at_scale_one_are_not_told_to_go_unscaled():
     advice = recommend(capture(table("w", {-10: 1000, 20: 1}, 2.0**20)))
-    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale, advice.mode) == (-15, -7, -7, "dynamic")
+    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale, advice.mode) == (-15, -7, -11, "dynamic")
 
 
-def test_a_wide_window_seen_over_many_steps_allows_a_static_scale_three_octaves_lower():
+def test_a_wide_window_seen_over_many_steps_allows_a_static_scale_four_octaves_lower():
     advice = recommend(capture(table("w", {-25: 1000}, 2.0**-15, steps=MANY), steps=MANY))
     assert (advice.lower_log2, advice.upper_log2) == (0, 24)
-    assert (advice.log2_scale, advice.mode, advice.growth_interval) == (21, "static", None)
-    assert "init_scale=2.0**21, growth_interval=10**9" in (advice.snippet or "")
+    assert (advice.log2_scale, advice.mode, advice.growth_interval) == (20, "static", None)
+    assert "init_scale=2.0**20, growth_interval=10**9" in (advice.snippet or "")
 
 
 def test_a_wide_window_seen_over_few_steps_stays_dynamic():
     advice = recommend(capture(table("w", {-25: 1000}, 2.0**-15, steps=99), steps=99))
-    assert (advice.mode, advice.log2_scale) == ("dynamic", 24)
+    assert (advice.mode, advice.log2_scale) == ("dynamic", 20)
 
 
 def test_a_window_of_eleven_octaves_is_not_wide():
@@ -290,7 +313,7 @@ def test_a_window_of_two_octaves_lengthens_the_growth_interval():
     # 2^-33 needs 2^8, 2^3 bears 12 - 2
     advice = recommend(capture(table("w", {-33: 1000, 3: 1}, 2.0**3)))
     assert (advice.lower_log2, advice.upper_log2, advice.growth_interval) == (8, 10, 8000)
-    assert "init_scale=2.0**10, growth_interval=8000" in (advice.snippet or "")
+    assert "init_scale=2.0**8, growth_interval=8000" in (advice.snippet or "")
 
 
 def test_a_window_of_three_octaves_keeps_torchs_growth_interval():
@@ -507,10 +530,10 @@ def run_snippet(advice: LossScaleAdvice) -> tuple[torch.nn.Module, torch.Tensor,
 @pytest.mark.parametrize(
     ("tables", "steps", "log2_scale", "growth_interval"),
     [
-        ([table("w", {-30: 1000})], FEW, 24, 2000),
-        ([table("w", {-33: 1000, 3: 1}, 2.0**3)], FEW, 10, 8000),
-        ([table("w", {-25: 1000}, 2.0**-15, steps=MANY)], MANY, 21, 10**9),
-        ([table("w", {-10: 1000, 20: 1}, 2.0**20)], FEW, -7, 2000),
+        ([table("w", {-30: 1000})], FEW, 20, 2000),
+        ([table("w", {-33: 1000, 3: 1}, 2.0**3)], FEW, 8, 8000),
+        ([table("w", {-25: 1000}, 2.0**-15, steps=MANY)], MANY, 20, 10**9),
+        ([table("w", {-10: 1000, 20: 1}, 2.0**20)], FEW, -11, 2000),
     ],
 )
 def test_the_snippet_trains_with_the_recommended_scaler(tables, steps, log2_scale, growth_interval):

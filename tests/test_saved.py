@@ -33,8 +33,12 @@ from mpdiag.diagnosis import (
     Trial,
     Verification,
 )
+from mpdiag.drift import WindowAt
 from mpdiag.errors import UsageError
+from mpdiag.foretold import Prediction, TensorForecast
 from mpdiag.histogram import ExponentHistogram
+from mpdiag.operations import OpRole, OpTable
+from mpdiag.plan import IslandPlan
 from mpdiag.saved import from_json, to_json
 
 TABLE = TensorTable(
@@ -53,6 +57,35 @@ TABLE = TensorTable(
     noise_floor_log2=-40,
     noise_level=True,
     source="model.py:12",
+    sampled=0.5,
+)
+
+FORECAST = TensorForecast("fc1", "activation_gradient", 5, 16, 12, 0.25, 0.5, 0.75, 0.125, 0.0625, noise=True)
+
+OPERATION = OpTable(
+    op="masked_fill",
+    module="blocks.0",
+    direction="forward",
+    role=OpRole.CONSTANT,
+    dtype="float32",
+    elements=2,
+    calls=2,
+    histogram=ExponentHistogram(29, (2,)),
+    abs_max=1e9,
+    abs_min=1e9,
+    amp_dtype="float16",
+    amp_result="nan",
+    amp_error="cannot be converted",
+    module_output=True,
+    masked=True,
+    source="model.py:12",
+    sampled=True,
+    rows_read=2,
+    rows=9,
+    argument="value",
+    value=-1e9,
+    amp_value=-1e9,
+    in_fp16=-math.inf,
 )
 
 
@@ -103,6 +136,8 @@ def full() -> Diagnosis:
             not_seen=("unused",),
             counted_by="CUDA kernel",
             reason="stopped",
+            operations=(OPERATION,),
+            operations_reason="types after masked_fill are not known",
         ),
         advice=Advice(
             format="FP16",
@@ -135,6 +170,24 @@ def full() -> Diagnosis:
                 ),
             ),
             keep_fp32=("head",),
+            drift=(WindowAt(100, 119, 20, 4, 15, 15, 0.01, 1e-6),),
+            plan=IslandPlan(
+                ("head",),
+                True,
+                True,
+                14,
+                "dynamic",
+                2000,
+                3,
+                0.5,
+                True,
+                ("body",),
+                "why",
+                1.05,
+                "fp16",
+                "not timed",
+                "apply()",
+            ),
         ),
         verification=Verification(
             trials=(
@@ -178,6 +231,8 @@ def full() -> Diagnosis:
             ),
             verdict="go",
             reason="all equal",
+            prediction=Prediction((FORECAST,), True, 0.01, 0.5, 0.02, 0.6, 1, ("fc1 (activation)",)),
+            prediction_reason="the second state is missing",
             train_with="bf16",
             cut=("BF16",),
         ),
@@ -217,9 +272,22 @@ def test_a_full_diagnosis_comes_back_equal():
 
 RECORDS = (
     *(Environment, TargetRecord, SelfTest, TensorTable, Capture, ScalePoint, LossScaleAdvice),
-    *(Finding, Advice, Trial, Comparison, Verification, Diagnosis, ExponentHistogram),
+    *(
+        Finding,
+        Advice,
+        IslandPlan,
+        Trial,
+        Comparison,
+        Verification,
+        Diagnosis,
+        ExponentHistogram,
+        OpTable,
+        Prediction,
+        TensorForecast,
+        WindowAt,
+    ),
 )
-CONSTANT = {"prediction", "prediction_reason", "schema_version"}  # fields that have one value only
+CONSTANT = {"schema_version"}  # fields that have one value only
 
 
 def records_in(value: Any) -> Iterator[Any]:

@@ -114,10 +114,13 @@ ADVICE_MAY_NOT = (
     "torch",
 )
 REPORT_MAY = (
-    *(f"mpdiag.{room}" for room in "diagnosis saved histogram formats report".split()),
+    *(f"mpdiag.{room}" for room in "diagnosis drift foretold operations saved histogram formats report".split()),
     *"jinja2 markupsafe rich plotly".split(),
 )
-NUMBERS_MAY = tuple(f"mpdiag.{room}" for room in "formats histogram diagnosis errors advice".split())
+NUMBERS_MAY = tuple(
+    f"mpdiag.{room}"
+    for room in "formats histogram drift foretold operations origin plan version diagnosis errors advice".split()
+)
 
 
 def test_advice_imports_no_machine_and_no_paper():
@@ -150,12 +153,20 @@ def test_an_import_for_type_checkers_alone_is_no_import():
 
 def test_the_numbers_import_only_numbers():
     assert imports_beyond(sources(), "diagnosis.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "operations.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "origin.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "plan.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "drift.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "foretold.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "saved.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "histogram.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "formats.py", (*NUMBERS_MAY, "numpy")) == []
 
 
-@pytest.mark.parametrize("room", ["diagnosis.py", "saved.py", "histogram.py", "formats.py"])
+@pytest.mark.parametrize(
+    "room",
+    ["diagnosis.py", "drift.py", "foretold.py", "operations.py", "plan.py", "saved.py", "histogram.py", "formats.py"],
+)
 @pytest.mark.parametrize("line", ["import torch", "import numpy", "from mpdiag.report import digest"])
 def test_the_wall_around_the_numbers_sees_an_import(room, line):
     assert len(imports_beyond({room: line}, room, NUMBERS_MAY)) >= 1
@@ -370,6 +381,10 @@ LIGHT_MODULES = (
     "mpdiag.formats",
     "mpdiag.histogram",
     "mpdiag.diagnosis",
+    "mpdiag.drift",
+    "mpdiag.foretold",
+    "mpdiag.operations",
+    "mpdiag.plan",
     "mpdiag.saved",
     "mpdiag.errors",
     "mpdiag.settings",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mpdiag.advice.checks import ALL
 from mpdiag.advice.loss_scale import recommend
 from mpdiag.diagnosis import Advice, Capture
+from mpdiag.drift import WindowAt
 from mpdiag.formats import FP16
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
@@ -20,3 +23,18 @@ def advise(capture: Capture) -> Advice:
     owners = [f.subject.rpartition(".")[0] for f in findings if f.code == "MP104"]  # of an overflowing weight
     keep += [owner for owner in owners if owner]
     return Advice(FP16.name, loss_scale, tuple(findings), tuple(dict.fromkeys(keep)))
+
+
+def window_at(steps: Sequence[int], capture: Capture) -> WindowAt:
+    """The loss-scale window of what was captured in these steps of the training alone."""
+    scale = recommend(capture)
+    return WindowAt(
+        first_step=steps[0],
+        last_step=steps[-1],
+        steps=len(steps),
+        lower_log2=scale.lower_log2,
+        upper_log2=scale.upper_log2,
+        log2_scale=scale.log2_scale,
+        underflow=scale.underflow_before,
+        energy_lost=scale.energy_lost_before,
+    )

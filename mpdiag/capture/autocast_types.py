@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from mpdiag.capture.modules import ModuleWatch, recomputing
 from mpdiag.diagnosis import TensorKind, TensorTable
 from mpdiag.errors import MpdiagError
 from mpdiag.target import Job, Start
-from mpdiag.training.precision import FP16_AUTOCAST
-from mpdiag.training.session import open_session
+from mpdiag.training.precision import FP16_AUTOCAST, Precision
+from mpdiag.training.session import open_session, total
 
 
 @dataclass
@@ -22,7 +23,8 @@ class AutocastTypes:
 
     outputs: module name -> dtype of its first floating output. cast: parameters that were copied to FP16.
     nonfinite: modules whose output had an inf or NaN, in call order; vanished: modules
-    whose output was all zero; fed: modules that were given an inf or NaN. loss: the loss's dtype. error: why the
+    whose output was all zero; fed: modules that were given an inf or NaN. loss: the loss's dtype. finite_loss and
+    finite_gradients: whether they came out so; None where the iteration did not get there. error: why the
     iteration failed, when it did (an operator that autocast refuses, say).
     """
 
@@ -32,6 +34,8 @@ class AutocastTypes:
     vanished: tuple[str, ...] = ()
     fed: tuple[str, ...] = ()
     loss: str | None = None
+    finite_loss: bool | None = None
+    finite_gradients: bool | None = None
     error: str | None = None
 
     def of(self, table: TensorTable) -> TensorTable:
@@ -62,13 +66,13 @@ class _CastsOfParameters(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def observe(job: Job, start: Start, device: torch.device) -> AutocastTypes:
+def observe(job: Job, start: Start, device: torch.device, precision: Precision = FP16_AUTOCAST) -> AutocastTypes:
     """Run one FP16 autocast iteration (emulated off CUDA) on a model of its own and note the types."""
     seen = AutocastTypes()
     finite: dict[str, torch.Tensor] = {}
     alive: dict[str, torch.Tensor] = {}
     given: dict[str, torch.Tensor] = {}
-    with open_session(job, start, FP16_AUTOCAST, device) as run:
+    with open_session(job, start, precision, device) as run:
 
         def on_output(name: str, _: torch.nn.Module, tensor: torch.Tensor) -> None:
             if recomputing():
@@ -88,7 +92,9 @@ def observe(job: Job, start: Start, device: torch.device) -> AutocastTypes:
         casts = _CastsOfParameters(run.model)
         try:
             with casts:
-                run.step(run.place(start.batch(0)))
+                losses = run.step(run.place(start.batch(0)))
+            seen.finite_loss = math.isfinite(total(losses))
+            seen.finite_gradients = _finite_gradients(run.model)
         except MpdiagError as error:
             seen.error = error.message
         finally:
@@ -96,10 +102,19 @@ def observe(job: Job, start: Start, device: torch.device) -> AutocastTypes:
         if run.loss_dtype is not None:
             seen.loss = str(run.loss_dtype).removeprefix("torch.")
         # cuDNN's recurrent layers flatten their weights into one FP16 buffer, past any cast of a parameter
-        recurrent = [n for n, m in run.model.named_modules() if isinstance(m, torch.nn.RNNBase) and n in seen.outputs]
+        recurrent = [
+            n
+            for n, m in run.model.named_modules()
+            if isinstance(m, torch.nn.RNNBase) and seen.outputs.get(n) == "float16"
+        ]
         names = [n for n, _ in run.model.named_parameters()]
         seen.cast = casts.cast | {n for n in names if n.rpartition(".")[0] in recurrent}
     seen.nonfinite = tuple(name for name, ok in finite.items() if not bool(ok))
     seen.fed = tuple(name for name, ok in given.items() if not bool(ok))
     seen.vanished = tuple(name for name, some in alive.items() if not bool(some))
     return seen
+
+
+def _finite_gradients(model: torch.nn.Module) -> bool:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return all(bool(torch.isfinite(g.coalesce().values() if g.is_sparse else g).all()) for g in gradients)

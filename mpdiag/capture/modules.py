@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import register_module_forward_hook
 
+from mpdiag.capture.source_line import users_line
 from mpdiag.target.batches import tensors_in
-
-_NOT_THE_USERS = tuple(
-    str(Path(folder).resolve()) for folder in (Path(torch.__file__).parent, Path(__file__).resolve().parents[1])
-)
 
 
 class ModuleWatch:
@@ -23,7 +18,8 @@ class ModuleWatch:
 
     A container that returns its last child's tensor is not counted again. An in-place operation makes the same
     tensor a new value, which is. Calls made during backward (recomputation by activation checkpointing) are told
-    apart: `recomputing()` is true in them. `sources` fills with the user's file:line of each module's first call.
+    apart: `recomputing()` is true in them. While `on` is False nothing is looked at. `sources` fills with
+    the user's file:line of each module's first call.
     """
 
     def __init__(
@@ -32,19 +28,18 @@ class ModuleWatch:
         on_output: Callable[[str, torch.nn.Module, torch.Tensor], None],
         on_input: Callable[[str, torch.Tensor], None] | None = None,
     ) -> None:
+        self.on = True
         self._on_output = on_output
         self._on_input = on_input
         self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._names: dict[torch.nn.Module, str] = {}
         for name, module in model.named_modules():
             self._names.setdefault(module, name or type(module).__name__)
-        self._handles: list[RemovableHandle] = []
         self.called: set[str] = set()
         self.sources: dict[str, str] = {}
-        for module in self._names:
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no Python hooks; what is around it is still seen
-            self._handles.append(module.register_forward_hook(self._forward))
+        # A hook of torch, not of each module: nn.TransformerEncoderLayer takes another path, with other bits, when
+        # it or a module inside it has a hook of its own. Inside that path, and in TorchScript, no module is called.
+        self._handle = register_module_forward_hook(self._forward)
 
     @property
     def names(self) -> dict[torch.nn.Module, str]:
@@ -53,9 +48,7 @@ class ModuleWatch:
 
     def remove(self) -> None:
         """Take every hook off again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._handle.remove()
         self._seen.clear()
 
     def step_done(self) -> None:
@@ -63,10 +56,14 @@ class ModuleWatch:
         self._seen.clear()
 
     def _forward(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        name = self._names[module]
+        if not self.on or torch.compiler.is_compiling():  # traced with the model, a hook would change what is compiled
+            return
+        name = self._names.get(module)
+        if name is None:
+            return
         if name not in self.called:
             self.called.add(name)
-            place = _users_line()
+            place = users_line()
             if place:
                 self.sources[name] = place
         for tensor in tensors_in(inputs) if self._on_input is not None else ():
@@ -89,24 +86,3 @@ class ModuleWatch:
 def recomputing() -> bool:
     """Whether this code runs inside a backward pass."""
     return bool(torch._C._current_graph_task_id() != -1)
-
-
-def _users_line() -> str | None:
-    """file:line of the innermost frame of the user's own code, relative to the working folder.
-
-    The walk ends where it reaches us again: what called mpdiag is not part of the job.
-    """
-    frame = sys._getframe(2)
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if filename.startswith(_NOT_THE_USERS[1]):
-            return None
-        if not filename.startswith("<") and not filename.startswith(_NOT_THE_USERS):
-            path = Path(filename)
-            here = Path.cwd()
-            shown = path.relative_to(here) if path.is_relative_to(here) else path
-            return f"{shown}:{frame.f_lineno}"
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-    return None

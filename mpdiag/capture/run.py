@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,15 @@ from mpdiag.training.precision import FP32_IEEE
 from mpdiag.training.session import open_session, require_finite, total
 
 
+@dataclass(frozen=True)
+class Part:
+    """What was seen in some steps of the training."""
+
+    steps: list[int]
+    tables: tuple[TensorTable, ...]
+    losses: list[float]
+
+
 @dataclass
 class Observation:
     """A capture in the making; `record()` may be asked at any time, also after an interruption."""
@@ -27,6 +36,7 @@ class Observation:
     types: AutocastTypes = field(default_factory=AutocastTypes)
     tables: tuple[TensorTable, ...] = ()
     losses: list[float] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     not_seen: tuple[str, ...] = ()
     input_abs_max: float | None = None
     reason: str | None = None
@@ -36,15 +46,22 @@ class Observation:
 
     def record(self) -> Capture:
         """What has been seen so far."""
+        return self._record(self.tables, self.losses)
+
+    def records_of_parts(self) -> list[tuple[list[int], Capture]]:
+        """The same for each part of the training that was observed, with its steps."""
+        return [(part.steps, self._record(part.tables, part.losses)) for part in self.parts]
+
+    def _record(self, tables: tuple[TensorTable, ...], losses: Sequence[float]) -> Capture:
         return Capture(
             precision=self.precision,
             device=self.device.type,
-            steps=len(self.losses),
+            steps=len(losses),
             seed=self.seed,
             unchanged=self.selftest.unchanged,
             selftest=self.selftest,
-            tables=mark_noise(tuple(self.types.of(table) for table in self.tables)),
-            losses=tuple(self.losses),
+            tables=mark_noise(tuple(self.types.of(table) for table in tables)),
+            losses=tuple(losses),
             loss_amp_dtype=self.types.loss,
             amp_error=self.types.error,
             amp_nonfinite=self.types.nonfinite,
@@ -61,12 +78,11 @@ def observe_training(
     job: Job,
     start: Start,
     observation: Observation,
-    steps: int,
+    parts: Sequence[Sequence[int]],
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
-    on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Train `steps` FP32 iterations with the probe attached; `observation` grows as they are seen.
+    """Train FP32 iterations and count those in `parts` (see observed_parts); `observation` grows as they are seen.
 
     Raises MpdiagError `loss-not-finite` at the first loss that is not finite; what was counted by then is kept.
     """
@@ -75,12 +91,21 @@ def observe_training(
         observation.precision = _precision_of(run.model)
         probe = Probe(run.model, run.optimizers.values(), observation.device, include, exclude)
         try:
-            for step in range(steps):
-                loss = total(run.step(run.place(start.batch(step))))
-                probe.step_done()
-                observation.losses.append(loss)
-                require_finite(loss, step, job.source)
-                on_step(step)
+            step = 0
+            for part in parts:
+                losses: list[float] = []
+                for observed in part:
+                    probe.observe(False)
+                    for _ in range(step, observed):
+                        run.step(run.place(start.batch(step)))
+                        step += 1
+                    probe.observe(True)
+                    losses.append(total(run.step(run.place(start.batch(step)))))
+                    probe.step_done()
+                    observation.losses.append(losses[-1])
+                    require_finite(losses[-1], step, job.source)
+                    step += 1
+                observation.parts.append(Part(list(part), probe.end_part(), losses))
         finally:
             observation.tables = probe.tables()
             observation.not_seen = probe.not_seen()

@@ -6,23 +6,42 @@ from collections.abc import Sequence
 
 import torch
 
-from mpdiag.capture.counting import ABS_MAX, ABS_MIN, CODES, Row, empty_table, row_of
+from mpdiag.capture.columns import ABS_MAX, ABS_MIN, CODES, Row, empty_table, row_of, unscaled
+
+_HOST = torch.device("cpu")
 
 
 class Totals:
-    """Sums of the device table's rows, and each row's largest magnitude by step."""
+    """Sums of the device tables' rows, and each row's largest magnitude by step."""
 
     def __init__(self) -> None:
-        self._sum = empty_table(0, torch.device("cpu"))
+        self._sum = empty_table(0, _HOST)
         self._steps = torch.zeros(0, dtype=torch.int64)
         self._maxima: list[torch.Tensor] = []
         self._seen: list[torch.Tensor] = []
 
-    def add(self, counts: torch.Tensor) -> None:
-        """Add one step's table, int64 [rows, WIDTH] on the host."""
+    def add(
+        self,
+        tables: Sequence[torch.Tensor],
+        scaled_rows: Sequence[int] = (),
+        scale: float = 1.0,
+        forgotten: Sequence[int] = (),
+    ) -> None:
+        """Add one step's tables, int64 [rows, WIDTH] on the host, without the rows that are to be forgotten.
+
+        `scaled_rows` were multiplied by `scale`.
+        """
+        counts = tables[0] if len(tables) == 1 else _merged(tables)
+        if forgotten:
+            counts = counts.clone()
+            counts[list(forgotten)] = empty_table(len(forgotten), _HOST)
+        here = [row for row in scaled_rows if row < len(counts)]
+        if here:
+            counts = counts.clone()
+            counts[here] = unscaled(counts[here], scale)
         missing = len(counts) - len(self._sum)
         if missing > 0:
-            self._sum = torch.cat([self._sum, empty_table(missing, torch.device("cpu"))])
+            self._sum = torch.cat([self._sum, empty_table(missing, _HOST)])
             self._steps = torch.cat([self._steps, torch.zeros(missing, dtype=torch.int64)])
         seen = counts[:, :CODES].sum(dim=1) > 0
         smallest = torch.minimum(self._sum[: len(counts), ABS_MIN], counts[:, ABS_MIN])
@@ -48,3 +67,14 @@ class Totals:
         if not found:
             return []
         return [float(x) for x in torch.stack(found).to(torch.int32).view(torch.float32)]
+
+
+def _merged(tables: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One table of several devices' counts."""
+    merged = empty_table(max(len(table) for table in tables), _HOST)
+    for table in tables:
+        here = merged[: len(table)]
+        largest, smallest = torch.maximum(here, table)[:, ABS_MAX], torch.minimum(here, table)[:, ABS_MIN]
+        here += table
+        here[:, ABS_MAX], here[:, ABS_MIN] = largest, smallest
+    return merged

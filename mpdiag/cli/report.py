@@ -12,15 +12,19 @@ from mpdiag.cli.files import apart, writable, write
 
 @click.command(short_help="Draw a saved scan again, without torch.")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN.json")
-@click.option("--format", "kind", type=click.Choice(["text", "html", "json", "md", "csv"]), default="text",
+@click.option("--format", "kind", type=click.Choice(["text", "html", "json", "md", "csv", "configs"]), default="text",
               show_default=True, help="What to make of it.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="PATH", help="Write here instead of stdout.")
 @click.option("--plotly", type=click.Choice(["inline", "none"]), default="inline", show_default=True,
               help="html: carry plotly's script in the page, or static figures only.")  # fmt: skip
 def report(run: Path, kind: str, out: Path | None, plotly: str) -> int:
-    """Draw a saved scan again: terminal text, HTML page, JSON, Markdown, or CSV of its tensors. Needs no torch."""
+    """Draw a saved scan again: terminal text, HTML page, JSON, Markdown, CSV of its tensors, configurations to paste.
+
+    Needs no torch.
+    """
+    from mpdiag.advice.configs import configs_for
     from mpdiag.api import load
-    from mpdiag.report import html, markdown, table, terminal
+    from mpdiag.report import configs, html, markdown, table, terminal
     from mpdiag.saved import to_json
 
     if out is not None:
@@ -30,11 +34,13 @@ def report(run: Path, kind: str, out: Path | None, plotly: str) -> int:
     if kind == "text":
         text = terminal.render(diagnosis, color=out is None and sys.stdout.isatty())
     elif kind == "html":
-        text = html.render(diagnosis, plotly=plotly)
+        text = html.render(diagnosis, plotly=plotly, configs=configs_for(diagnosis))
     elif kind == "json":
         text = to_json(diagnosis)
     elif kind == "md":
         text = markdown.render(diagnosis)
+    elif kind == "configs":
+        text = configs.render(diagnosis, configs_for(diagnosis))
     else:
         text = table.render(diagnosis)
     if out is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,25 +17,49 @@ class CudaFunction:
 
     handle: Any
     device_index: int
-    multiprocessors: int
+    shared_bytes: int
 
-    def launch(self, blocks: int, threads: int, arguments: Sequence[Any]) -> None:
-        """Launch on torch's current stream of the device; arguments are ctypes values or buffers, passed by value.
+    def launch(self, blocks: tuple[int, int], threads: int, arguments: bytes, offsets: tuple[int, ...]) -> None:
+        """Launch on torch's current stream of the device; the arguments lie at `offsets` in one run of bytes.
 
-        Raises RuntimeError when the driver refuses.
+        The driver copies the arguments before it returns. Raises RuntimeError when it refuses.
         """
         from cuda.bindings import driver
 
-        places = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
+        buffer = ctypes.create_string_buffer(arguments, len(arguments))
+        at = ctypes.addressof(buffer)
+        places = ctypes.create_string_buffer(struct.pack(f"{len(offsets)}P", *(at + offset for offset in offsets)))
         stream = torch.cuda.current_stream(self.device_index).cuda_stream
-        (status,) = driver.cuLaunchKernel(
-            self.handle, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(places), 0
-        )
+        x, y = blocks
+        shape = (x, y, 1, threads, 1, 1, self.shared_bytes)
+        if torch.cuda.current_device() == self.device_index:
+            (status,) = driver.cuLaunchKernel(self.handle, *shape, stream, ctypes.addressof(places), 0)
+        else:  # the driver launches in the current device's context
+            with torch.cuda.device(self.device_index):
+                (status,) = driver.cuLaunchKernel(self.handle, *shape, stream, ctypes.addressof(places), 0)
         if status != driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(f"launching a kernel: {status}")
 
 
-def compile_function(source: str, name: str, device_index: int, constants: Mapping[str, int]) -> CudaFunction:
+@dataclass(frozen=True)
+class CudaProgram:
+    """A compiled source, loaded on one device."""
+
+    module: Any
+    device_index: int
+    multiprocessors: int
+
+    def function(self, name: str, shared_bytes: int = 0) -> CudaFunction:
+        """A kernel of the program with `shared_bytes` of dynamic shared memory a block. Raises RuntimeError."""
+        from cuda.bindings import driver
+
+        handle = _ok(driver, driver.cuModuleGetFunction(self.module, name.encode()))
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _ok(driver, driver.cuFuncSetAttribute(handle, attribute, shared_bytes))
+        return CudaFunction(handle, self.device_index, shared_bytes)
+
+
+def compile_program(source: str, name: str, device_index: int, constants: Mapping[str, int]) -> CudaProgram:
     """Compile with NVRTC for the device's own architecture, `constants` as macros, and load it.
 
     Raises RuntimeError with the reason: no cuda-bindings, no NVRTC, a source that does not compile.
@@ -59,10 +84,9 @@ def compile_function(source: str, name: str, device_index: int, constants: Mappi
         with torch.cuda.device(device_index):
             torch.cuda.current_stream().synchronize()  # makes the device's context current on this thread
             module = _ok(driver, driver.cuModuleLoadData(binary))
-            handle = _ok(driver, driver.cuModuleGetFunction(module, name.encode()))
     except (OSError, TypeError) as error:
         raise RuntimeError(f"compiling {name}: {error}") from None
-    return CudaFunction(handle, device_index, properties.multi_processor_count)
+    return CudaProgram(module, device_index, properties.multi_processor_count)
 
 
 def _ok(library: Any, answer: tuple[Any, ...]) -> Any:

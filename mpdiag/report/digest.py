@@ -6,7 +6,11 @@ import re
 from dataclasses import dataclass
 
 from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, LossScaleAdvice, Trial
+from mpdiag.drift import WindowAt
+from mpdiag.foretold import Prediction
+from mpdiag.operations import NOT_OBSERVED, OpRole
 from mpdiag.report.html_numbers import share, size
+from mpdiag.report.islands import island_sentences
 
 SNIPPET_FOLLOWS = "train with:"
 MAX_FINDINGS = 8  # a screen; the page has all
@@ -87,12 +91,29 @@ def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     lines = []
     if diagnosis.advice is not None:
         lines += _scale_lines(diagnosis.advice.loss_scale)
+        lines += _drift(diagnosis.advice.drift)
+        lines += [("islands", sentence) for sentence in island_sentences(diagnosis)]
+    lines += _operation_lines(diagnosis.capture)
     if diagnosis.verification is not None:
         fp16 = [c for c in diagnosis.verification.comparisons if c.candidate == "fp16"]
         lines += [comparison_line(c) for c in fp16 if c.verdict != "not-measured"]
         lines += _skips(diagnosis)
         lines += _controls(diagnosis.verification.comparisons)
+        lines += _foretold(diagnosis.verification.prediction)
     return lines
+
+
+def _operation_lines(capture: Capture | None) -> list[tuple[str, str]]:
+    """One line on the second pass, where there was one."""
+    seen = [t for t in (capture.operations if capture else None) or () if t.role is not OpRole.CONSTANT]
+    half = [t for t in seen if t.in_half and t.abs_max and not t.masked]
+    if not seen:
+        return []
+    largest = max(half, key=lambda t: t.abs_max or 0.0, default=None)
+    text = f"{_count(len(seen), 'value')} of operators seen, {len(half)} of them in FP16"
+    if largest is not None:
+        text += f"; the largest is {largest.abs_max:.4g}, of {largest.op} in {largest.place}"
+    return [("operations", text)]
 
 
 def _scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
@@ -115,6 +136,13 @@ def _scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
             text += f", {share(scale.underflow_after)} at 2^{scale.log2_scale}"
         lines.append(("lost", f"{text} ({share(scale.energy_lost_before)} of the squared norm at scale 1)"))
     return lines
+
+
+def _drift(windows: tuple[WindowAt, ...]) -> list[tuple[str, str]]:
+    """How the window moves as training goes on."""
+    known = [w for w in windows if w.lower_log2 is not None]
+    text = ", ".join(f"step {w.first_step}: 2^{w.lower_log2}..2^{w.upper_log2}" for w in known)
+    return [("drift", text)] if known else []
 
 
 def _plain(log2_scale: int) -> str:
@@ -171,6 +199,16 @@ def _controls(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
     return [("controls", "; ".join(told))] if told else []
 
 
+def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
+    """How well the counts of FP32 foretold those of FP16."""
+    if prediction is None or prediction.median_error_points is None or prediction.p95_error_points is None:
+        return []
+    compared = len(prediction.tensors) - prediction.noise_tensors
+    text = f"underflow as FP32 foretold it, within {prediction.median_error_points:.2f} percentage points (median)"
+    text += f" and {prediction.p95_error_points:.2f} (95 %), {compared} comparisons"
+    return [("foretold", text)]
+
+
 def _by(c: Comparison) -> str:
     return f" {c.difference:+.2g}" if c.difference is not None else f" {c.reason}"
 
@@ -211,6 +249,8 @@ def _not_done(diagnosis: Diagnosis, hidden: int) -> list[str]:
             lines.append(capture.reason)
         if capture.amp_error:
             lines.append(f"types under autocast: {capture.amp_error}")
+        if capture.operations_reason not in (None, NOT_OBSERVED):
+            lines.append(f"operations: {capture.operations_reason}")
         if capture.not_seen:
             lines.append(
                 "parameters used without calling their module, so its output was not seen: "

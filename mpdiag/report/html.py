@@ -6,8 +6,9 @@ import functools
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,16 +20,23 @@ from mpdiag.report.html_arms import arm_table, by_arm, margin_of, setup
 from mpdiag.report.html_axes import DASHES
 from mpdiag.report.html_cells import Notes
 from mpdiag.report.html_numbers import FILTERS
+from mpdiag.report.html_operations import OperationRow, operation_rows
+from mpdiag.report.html_prediction import prediction_view
 from mpdiag.report.html_runs import run_table
 from mpdiag.report.html_summary import boxes, verdict_words, why_no_advice, why_not_verified
 from mpdiag.report.html_tensors import in_words, tensor_rows
+from mpdiag.report.islands import island_sentences
 from mpdiag.saved import to_json
+
+if TYPE_CHECKING:
+    from mpdiag.advice.configs import Config  # the door asks for them; here they are only drawn
 
 WORST = 20  # rows shown first when the script runs; a screen and a half
 
 
-def render(diagnosis: Diagnosis, plotly: str = "inline") -> str:
+def render(diagnosis: Diagnosis, plotly: str = "inline", configs: Sequence[Config] = ()) -> str:
     """The whole page. `plotly`: "inline" packs plotly.js in for zoomable charts, "none" leaves it out.
+    `configs`: to paste, from mpdiag.advice.configs; a section of their own.
 
     Raises ValueError for any other `plotly`.
     """
@@ -43,11 +51,14 @@ def render(diagnosis: Diagnosis, plotly: str = "inline") -> str:
         "verdict": verdict_words(diagnosis),
         "boxes": boxes(diagnosis),
         "findings": findings,
+        "configs": configs,
         "why_no_advice": why_no_advice(diagnosis),
         "why_not_verified": why_not_verified(diagnosis),
         "worst": WORST,
+        "operation_rows": _operations(diagnosis),
         "embedded": _embedded(json.loads(to_json(diagnosis))),
         **_loss_scale(diagnosis, links),
+        "islands": [f"{sentence[:1].upper()}{sentence[1:]}" for sentence in island_sentences(diagnosis)],
         **_verification(diagnosis.verification),
         **_tensors(diagnosis, tables, links, findings),
         **(_plotly(diagnosis) if plotly == "inline" else {"figures": None, "packed": None}),
@@ -120,6 +131,7 @@ def _verification(run: Verification | None) -> dict[str, Any]:
         "gap_margin": margin_of(run, "loss"),
         "arms": curves.arm_order(trials),
         "stopped": curves.stopped(trials),
+        "forecast": prediction_view(run.prediction if run else None),
     }
 
 
@@ -139,6 +151,11 @@ def _tensors(
         "strip_ground": strips.ground(axis),
         "strip_header": strips.header(axis),
     }
+
+
+def _operations(diagnosis: Diagnosis) -> list[OperationRow]:
+    seen = diagnosis.capture.operations if diagnosis.capture else None
+    return operation_rows(seen or (), diagnosis.advice.loss_scale.log2_scale if diagnosis.advice else None)
 
 
 def _plotly(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mpdiag.report.html_cells import Cell, Column, Notes, cost, final_scale, mea
 from mpdiag.report.html_numbers import share, value
 from mpdiag.report.html_verification import COSTS
 
-FIRST = ("fp32", "fp16", "bf16", "fp32-configured")
+FIRST = ("fp32", "fp16", "fp16-plan", "bf16", "fp32-configured")
 CONTROLS = ("fp16-unscaled", "fp16-pure")
 """Arms expected to be worse on a job that needs care."""
 

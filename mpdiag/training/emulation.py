@@ -25,6 +25,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mpdiag.training.autocast_lists import AutocastLists, installed
+from mpdiag.training.rounding import eligible, rounded_result, to_type
 
 _RECURRENT = (
     "lstm.input", "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data", "rnn_relu.input",
@@ -55,7 +56,7 @@ class _Casts:
         self._dtype: torch.dtype | None = None
 
     def to(self, value: Any, dtype: torch.dtype) -> Any:
-        if not _eligible(value) or value.dtype == dtype:
+        if not eligible(value) or value.dtype == dtype:
             return value
         leaf = value.is_leaf and value.requires_grad and value.dtype == torch.float32 and dtype != torch.float32
         if not leaf or not torch.is_autocast_cache_enabled():
@@ -77,29 +78,21 @@ class _Casts:
         self._weights.clear()
 
 
-def _eligible(value: Any) -> bool:
-    """autocast's own test: floating point, not double (ATen/autocast_mode.h, is_eligible)."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
-
-
 def _lower(op: Kernel, casts: _Casts, pure: bool) -> Kernel:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype("cpu")
         with _below_autocast():
-            if pure and not any(_eligible(a) and a.dtype == dtype for a in pytree.tree_leaves((args, kwargs))):
+            if pure and not any(eligible(a) and a.dtype == dtype for a in pytree.tree_leaves((args, kwargs))):
                 return op(*args, **kwargs)
-            rounded = pytree.tree_map(lambda a: _wide(casts.to(a, dtype) if not pure else a, dtype), (args, kwargs))
-            return pytree.tree_map(lambda r: _to(r, dtype), op(*rounded[0], **rounded[1]))
+            cast = lambda a: _wide(a if pure else casts.to(a, dtype), dtype)
+            args, kwargs = pytree.tree_map(cast, (args, kwargs))
+            return rounded_result(op, args, kwargs, dtype)
 
     return kernel
 
 
-def _to(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if _eligible(value) else value
-
-
 def _wide(value: Any, dtype: torch.dtype) -> Any:
-    return value.float() if _eligible(value) and value.dtype == dtype else value
+    return value.float() if eligible(value) and value.dtype == dtype else value
 
 
 def _fp32(op: Kernel, casts: _Casts) -> Kernel:
@@ -115,7 +108,7 @@ def _fp32_dtype(op: Kernel) -> Kernel:
     def kernel(first: Any, *args: Any, **kwargs: Any) -> Any:
         with _below_autocast():
             given = kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) for a in args)
-            if _eligible(first) and not given:
+            if eligible(first) and not given:
                 args = tuple(a for a in args if a is not None) if op in _DTYPE_POSITIONAL else args
                 kwargs["dtype"] = torch.float32
             return op(first, *args, **kwargs)
@@ -136,7 +129,7 @@ def _norm(op: Kernel) -> Kernel:
 
     def kernel(first: Any, *args: Any, **kwargs: Any) -> Any:
         with _below_autocast():
-            if not _eligible(first):
+            if not eligible(first):
                 return op(first, *args, **kwargs)
             name = op._name.removeprefix("aten::")  # type: ignore[attr-defined] # an OpOverload knows its name
             if name == "norm.Scalar":
@@ -150,7 +143,7 @@ def _norm(op: Kernel) -> Kernel:
 def _promote(op: Kernel, casts: _Casts) -> Kernel:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         with _below_autocast():
-            dtypes = [a.dtype for a in pytree.tree_leaves((args, kwargs)) if _eligible(a)]
+            dtypes = [a.dtype for a in pytree.tree_leaves((args, kwargs)) if eligible(a)]
             if torch.float32 in dtypes:
                 args, kwargs = pytree.tree_map(lambda a: casts.to(a, torch.float32), (args, kwargs))
             return op(*args, **kwargs)
@@ -163,9 +156,9 @@ def _widened(op: Kernel) -> Kernel:
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         with _below_autocast():
-            dtype = next((a.dtype for a in pytree.tree_leaves((args, kwargs)) if _eligible(a)), torch.float32)
-            args, kwargs = pytree.tree_map(lambda a: _to(a, torch.float32), (args, kwargs))
-            return pytree.tree_map(lambda r: _to(r, dtype), op(*args, **kwargs))
+            dtype = next((a.dtype for a in pytree.tree_leaves((args, kwargs)) if eligible(a)), torch.float32)
+            args, kwargs = pytree.tree_map(lambda a: to_type(a, torch.float32), (args, kwargs))
+            return rounded_result(op, args, kwargs, dtype)
 
     return kernel
 

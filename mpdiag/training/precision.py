@@ -19,7 +19,7 @@ class Precision:
 
     autocast: None (FP32), torch.float16 or torch.bfloat16. pure: the whole model in that type, no FP32 master
     weights. log2_scale: a GradScaler starts there; None trains without one. ieee: FP32 products in IEEE
-    arithmetic, whatever the user's TF32 settings say.
+    arithmetic, whatever the user's TF32 settings say. keep_fp32: modules that are FP32 islands.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Precision:
     log2_scale: int | None = None
     growth_interval: int = 2000
     ieee: bool = False
+    keep_fp32: tuple[str, ...] = ()
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
         """torch's own GradScaler, or None when this policy trains unscaled."""

@@ -13,6 +13,7 @@ from mpdiag.target import Job, Start
 from mpdiag.target.batches import map_tensors
 from mpdiag.target.job import ONLY, Optimizers
 from mpdiag.target.user_code import guarded
+from mpdiag.training.islands import fp32_islands, lift_islands
 from mpdiag.training.precision import Precision, Region, in_force
 
 
@@ -147,7 +148,11 @@ def open_session(job: Job, start: Start, precision: Precision, device: torch.dev
         _check_optimizers(job, model, optimizers)
         if not optimizers:
             raise UsageError("target-no-optimizer", f"{job.source}: build_optimizers gave none", "return at least one")
-        yield Session(job, model, optimizers, precision, device, region)
+        islands = fp32_islands(model, precision.keep_fp32)
+        try:
+            yield Session(job, model, optimizers, precision, device, region)
+        finally:
+            lift_islands(islands)  # the job may build one and the same object again
 
 
 def _check_optimizers(job: Job, model: torch.nn.Module, optimizers: Optimizers) -> None:

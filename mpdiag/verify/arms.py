@@ -8,10 +8,13 @@ import torch
 
 from mpdiag.device.precision_settings import configured, is_ieee
 from mpdiag.diagnosis import LossScaleAdvice
+from mpdiag.plan import IslandPlan
 from mpdiag.training.precision import Precision
 
 BASELINE = "fp32"
 FP16 = "fp16"
+FP16_PLAN = "fp16-plan"
+FP16_UNSCALED = "fp16-unscaled"
 BF16 = "bf16"
 
 
@@ -24,10 +27,13 @@ class Arm:
     control: bool = False
 
 
-def arms_for(advice: LossScaleAdvice, device: torch.device) -> tuple[list[Arm], list[str]]:
+def arms_for(
+    advice: LossScaleAdvice, device: torch.device, plan: IslandPlan | None = None
+) -> tuple[list[Arm], list[str]]:
     """The arms for this advice on this device, and why any of the usual ones is left out.
 
-    Where no scale is feasible, FP16 starts at the window's upper end, so that the run can show what happens.
+    Where no scale is feasible, FP16 starts at the window's upper end, so that the run can show what happens. Where
+    FP32 islands were found to help, FP16 is trained with them too.
     """
     left_out = []
     arms = [Arm(BASELINE, Precision("FP32", ieee=True))]
@@ -36,18 +42,28 @@ def arms_for(advice: LossScaleAdvice, device: torch.device) -> tuple[list[Arm], 
     else:
         shown = ", ".join(f"{name}={value}" for name, value in configured(device).items())
         arms.append(Arm("fp32-configured", Precision(f"FP32 as configured ({shown})")))
-    scale = advice.log2_scale if advice.log2_scale is not None else advice.upper_log2
-    scaled = None if advice.mode == "none" and advice.log2_scale == 0 else scale
-    interval = advice.growth_interval or 2000
-    if advice.mode == "static":
-        interval = 10**9
+    scaled, interval = _scale(advice, advice.upper_log2)
     arms.append(Arm(FP16, Precision("FP16 autocast", torch.float16, log2_scale=scaled, growth_interval=interval)))
+    if plan is not None and plan.enough:
+        start, grows = _scale(plan, None)
+        name = f"FP16 autocast, {len(plan.keep_fp32)} module(s) in FP32"
+        arms.append(Arm(FP16_PLAN, Precision(name, torch.float16, False, start, grows, keep_fp32=plan.keep_fp32)))
+    elif plan is not None:
+        left_out.append(f"arm {FP16_PLAN}: left out, because no plan was found: {plan.reason}")
     if scaled is None:
         left_out.append("arm fp16-unscaled: left out, because no loss scale is recommended")
     else:
-        arms.append(Arm("fp16-unscaled", Precision("FP16 autocast, no loss scale", torch.float16), control=True))
+        arms.append(Arm(FP16_UNSCALED, Precision("FP16 autocast, no loss scale", torch.float16), control=True))
     arms.append(Arm(BF16, Precision("BF16 autocast", torch.bfloat16)))
     arms.append(
         Arm("fp16-pure", Precision("FP16, no master weights, no loss scale", torch.float16, pure=True), control=True)
     )
     return arms, left_out
+
+
+def _scale(advice: LossScaleAdvice | IslandPlan, otherwise: int | None) -> tuple[int | None, int]:
+    """(log2 of the scale to start at, None for none; steps until it is tried to grow)."""
+    scale = advice.log2_scale if advice.log2_scale is not None else otherwise
+    if advice.mode == "none" and advice.log2_scale == 0:
+        scale = None
+    return scale, 10**9 if advice.mode == "static" else advice.growth_interval or 2000

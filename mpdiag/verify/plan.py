@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mpdiag.settings import MIN_VERIFY_STEPS
 from mpdiag.verify.arms import BASELINE, FP16, Arm
 
-CUT_FIRST = ("fp16-pure", "fp32-configured", "bf16", "fp16-unscaled")  # least needed for the answer first
+CUT_FIRST = ("fp16-pure", "fp32-configured", "bf16", "fp16-unscaled", "fp16-plan")  # least needed for the answer first
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 import torch
 
 from mpdiag.device.nvml import Nvml
-from mpdiag.diagnosis import Advice, Trial, Verification
+from mpdiag.diagnosis import Advice, Capture, Trial, Verification
 from mpdiag.errors import MpdiagError
-from mpdiag.target import Job
+from mpdiag.foretold import Prediction
+from mpdiag.target import Job, Start
 from mpdiag.training.session import open_session
 from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
 from mpdiag.verify.compare import compare_arms
 from mpdiag.verify.plan import Plan, fit
+from mpdiag.verify.prediction import compare_with_fp16
 from mpdiag.verify.trials import measure_costs, train_arm
 from mpdiag.verify.verdict import decide, train_with
 
@@ -35,6 +37,8 @@ class VerificationRun:
     higher_is_better: bool = True
     trials: list[Trial] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
+    prediction: Prediction | None = None
+    prediction_reason: str | None = "not measured: the verification ended before it"
 
     def record(self, interrupted: bool = False) -> Verification:
         """What has been found so far, judged; an interrupted run is inconclusive."""
@@ -46,12 +50,33 @@ class VerificationRun:
         if interrupted:
             verdict, reason = "inconclusive", "the verification was stopped before its end"
         chosen = None if interrupted else train_with(comparisons)
-        return Verification(tuple(self.trials), comparisons, verdict, reason, cut=tuple(self.cut), train_with=chosen)
+        return Verification(
+            tuple(self.trials),
+            comparisons,
+            verdict,
+            reason,
+            self.prediction,
+            self.prediction_reason,
+            tuple(self.cut),
+            chosen,
+        )
+
+    def predict(self, start: Start, capture: Capture, steps: int) -> None:
+        """Compare what the FP32 counts foretell with what FP16 does, after 0 and after `steps` FP32 steps."""
+        scale = self.advice.loss_scale
+        k = scale.log2_scale if scale.log2_scale is not None else scale.upper_log2
+        types = {(table.kind, table.name): table.amp_dtype for table in capture.tables}
+        try:
+            found = compare_with_fp16(self.job, start, self.device, types, tuple(dict.fromkeys((0, k or 0))), steps)
+        except MpdiagError as error:
+            self.prediction_reason = f"not measured: {error.message}"
+            return
+        self.prediction, self.prediction_reason = found, None if found.tensors else "no tensor is FP16 under autocast"
 
     def run(self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report) -> None:
         """Train every arm for every seed (seed by seed, so that pairs are complete), then measure costs on a GPU."""
         began = time.perf_counter()
-        arms, left_out = arms_for(self.advice.loss_scale, self.device)
+        arms, left_out = arms_for(self.advice.loss_scale, self.device, self.advice.plan)
         self.cut += left_out
         step_seconds, run_seconds = self._rehearse(arms, seed)
         plan = fit(arms, steps, seeds, step_seconds, budget_seconds, run_seconds)

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpdiag.capture.counting import CODES, CountTable, _count_on_cpu, count_codes, magnitude_bits
+from mpdiag.capture import portable
+from mpdiag.capture.columns import CODES
+from mpdiag.capture.counting import CountTable
+from mpdiag.capture.kernel import Update
+from mpdiag.capture.portable import count_codes, magnitude_bits
 from mpdiag.capture.probe import Probe
 from mpdiag.capture.selftest import run_selftest
 from mpdiag.target import load_job
@@ -24,7 +28,7 @@ def _bits(count, seed=0):
 
 def test_any_bit_pattern_is_counted_as_on_the_cpu(gpu):
     bits = _bits(3_000_001) & 0x7FFFFFFF
-    assert torch.equal(count_codes(bits.to(gpu)).cpu(), _count_on_cpu(bits))
+    assert torch.equal(count_codes(bits.to(gpu)).cpu(), portable.count(bits.view(torch.float32))[0])
 
 
 def test_counts_are_the_same_under_deterministic_algorithms(gpu):
@@ -94,7 +98,7 @@ def test_more_than_two_to_the_31_elements_are_counted(gpu):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_sixteen_bit_tensors_are_counted_as_on_the_cpu(dtype, gpu):
     values = torch.randn(100_003).mul(torch.logspace(-9, 4, 100_003)).to(dtype)
-    assert torch.equal(count_codes(magnitude_bits(values.to(gpu))).cpu(), _count_on_cpu(magnitude_bits(values)))
+    assert torch.equal(count_codes(magnitude_bits(values.to(gpu))).cpu(), portable.count(values)[0])
 
 
 def test_counting_does_not_synchronize(gpu):
@@ -108,7 +112,7 @@ def test_counting_does_not_synchronize(gpu):
         for row in range(3):
             table.add(row, values)
             portable.add(row, values)
-        table.add_update(3, values, after)
+        table.add_updates([Update(3, values, after, None)])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     rows = table.take()
@@ -146,3 +150,118 @@ def test_training_is_bit_identical_with_the_probe(target, gpu):
         assert result.control > 0
         pytest.skip(f"{target.stem} differs from itself by {result.control:.2g}: no bit can be compared")
     assert result.unchanged is True
+
+
+STRIDED = {
+    "transposed": lambda: torch.randn(70, 33, 9).transpose(0, 2),
+    "sliced": lambda: torch.randn(300, 77)[:, 5:60],
+    "every other": lambda: torch.randn(20_001)[::2],
+    "expanded": lambda: torch.randn(513).expand(40, 513),
+    "one value expanded": lambda: torch.tensor(0.375).expand(1000, 3),
+    "expanded slice": lambda: torch.randn(60, 1, 50)[:, :, :7].expand(60, 11, 7),
+    "overlapping": lambda: torch.randn(5000).unfold(0, 100, 7),
+    "six dimensions": lambda: torch.randn(4, 5, 4, 5, 4, 5)[:, ::2, :, ::2, :, ::2],
+    "channels last": lambda: torch.randn(3, 8, 9, 10).to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("kind", STRIDED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_any_strides_are_counted_without_a_copy(kind, dtype, gpu):
+    tensor = STRIDED[kind]()
+    base = tensor.as_strided((tensor.untyped_storage().nbytes() // 4,), (1,), 0).to(gpu, dtype)
+    there = base.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+    table, slow = CountTable(gpu), CountTable(torch.device("cpu"))
+    table.add(0, there)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    table.add(1, there)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    slow.add(0, tensor.to(dtype))
+    slow.add(1, tensor.to(dtype))
+    assert table.take() == slow.take()
+
+
+@pytest.mark.parametrize("offset", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_any_alignment_is_counted_to_the_last_element(offset, dtype, gpu):
+    values = torch.randn(9000).to(dtype)
+    table, slow = CountTable(gpu), CountTable(torch.device("cpu"))
+    there = values.to(gpu)
+    for row, count in enumerate((0, 1, 2, 5, 8, 9, 64, 1021, 4099, 8191)):
+        table.add_later(row, there[offset : offset + count])
+        slow.add(row, values[offset : offset + count])
+    assert table.take() == slow.take()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("log2_ratio", [-2, -9, -12, -20])
+def test_updates_and_their_stagnation_are_counted_as_on_the_cpu(dtype, log2_ratio, gpu):
+    generator = torch.Generator().manual_seed(-log2_ratio)
+    updates = []
+    for row, count in enumerate((1, 31, 1000, 70_001)):
+        before = (torch.randn(count, generator=generator) * 8).to(dtype)
+        before[::50] = 2.0**-26
+        after = (before + torch.randn(count, generator=generator) * 2.0**log2_ratio).to(dtype)
+        after[::7] = before[::7]
+        if dtype == torch.float32 and count > 100:
+            before[3], after[5], before[9], after[9] = float("inf"), float("nan"), 1e38, -3e38
+            before[11], after[11] = 65519.9, 65520.1
+        gradient = torch.randn(count, generator=generator).relu().to(dtype)
+        updates.append(Update(row, before, after, gradient))
+    fast, slow = CountTable(gpu), CountTable(torch.device("cpu"))
+    slow.add_updates(updates)
+    there = [Update(u.row, u.before.to(gpu), u.after.to(gpu), u.gradient.to(gpu)) for u in updates]
+    fast.add_updates(there)
+    assert fast.take() == slow.take()
+
+
+def test_a_step_with_the_probe_asks_the_allocator_for_nothing_more(gpu):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 8)).to(gpu)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    batch = torch.randn(32, 64, device=gpu)
+
+    def steps(probe):
+        for index in range(6):
+            if index == 3:
+                before = torch.cuda.memory_stats()["allocation.all.allocated"]
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+            if probe is not None:
+                probe.step_done()
+        return torch.cuda.memory_stats()["allocation.all.allocated"] - before
+
+    plain = steps(None)
+    probe = Probe(model, [optimizer], gpu)
+    assert steps(probe) == plain
+    assert {table.steps for table in probe.tables()} == {6}
+
+
+def test_handing_over_a_step_does_not_synchronize(gpu):
+    model = torch.nn.Linear(64, 64).to(gpu)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Probe(model, [optimizer], gpu)
+    batch = torch.randn(32, 64, device=gpu)
+    for index in range(4):
+        if index == 2:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+            probe.step_done()
+        finally:
+            if index == 3:
+                torch.cuda.set_sync_debug_mode("default")
+    assert {table.steps for table in probe.tables()} == {4}
+
+
+def test_a_gradient_is_counted_before_it_is_clipped(gpu):
+    model = torch.nn.Linear(1, 1, bias=False).to(gpu)
+    probe = Probe(model, [torch.optim.SGD(model.parameters(), lr=0.0)], gpu)
+    model(torch.full((1, 1), 64.0, device=gpu)).sum().backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    probe.step_done()
+    found = {table.kind.value: table for table in probe.tables()}
+    assert found["weight_gradient"].histogram.bins == {6: 1}

@@ -5,6 +5,7 @@ MP1xx forward range, MP2xx gradients and scale, MP3xx operators. The docstring o
 """
 
 from mpdiag.advice.checks.check import Check
+from mpdiag.advice.checks.constants import EpsUnderflow, IntegersInHalf, LogOfSoftmax, MaskConstant
 from mpdiag.advice.checks.forward_range import (
     ActivationOverflow,
     ActivationUnderflow,
@@ -19,6 +20,13 @@ from mpdiag.advice.checks.gradients import (
     RangeConflict,
     UpdateStagnation,
 )
+from mpdiag.advice.checks.operations import (
+    AttentionLogitsOverflow,
+    OperationOverflow,
+    SquareOverflow,
+    SquareUnderflow,
+    SumOverflow,
+)
 from mpdiag.advice.checks.operators import AutocastFails, BceUnsafe, LossInHalf, MustStayFp32
 
 ALL: tuple[Check, ...] = (
@@ -27,6 +35,11 @@ ALL: tuple[Check, ...] = (
     InputRange(),
     WeightOverflow(),
     ActivationUnderflow(),
+    AttentionLogitsOverflow(),
+    SquareOverflow(),
+    SquareUnderflow(),
+    SumOverflow(),
+    OperationOverflow(),
     GradientUnderflow(),
     DefaultScaleOverflows(),
     GradientOverflow(),
@@ -36,6 +49,10 @@ ALL: tuple[Check, ...] = (
     LossInHalf(),
     BceUnsafe(),
     AutocastFails(),
+    MaskConstant(),
+    EpsUnderflow(),
+    LogOfSoftmax(),
+    IntegersInHalf(),
 )
 
 BY_CODE = {check.code: check for check in ALL}

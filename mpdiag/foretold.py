@@ -1,0 +1,85 @@
+"""What the FP32 run foretold about FP16 and what FP16 then did, tensor by tensor; saved as verification.prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorForecast:
+    """One tensor in one training step, in FP32 and then in FP16 from the same weights and batch; kind as in its table.
+
+    Shares (0..1) of its finite non-zero elements in FP32. predicted: by the exponent counts alone, each tensor for
+    itself. cascade: by an FP32 backward pass whose gradients were rounded to FP16, so that what has become zero stays
+    zero upstream (None for what has no backward pass). observed: zeros, and infinities or NaNs, that FP16 has
+    beyond those of FP32; predicted_overflow is with the cascade too. log2_scale: of the loss scale, 0 without one.
+    trained_steps: how many FP32 steps the weights are from initialisation. noise: its gradient is mathematically
+    zero, or a part of it.
+    """
+
+    name: str
+    kind: str
+    trained_steps: int
+    log2_scale: int
+    elements: int
+    predicted_underflow: float
+    cascade_underflow: float | None
+    observed_underflow: float
+    predicted_overflow: float
+    observed_overflow: float
+    noise: bool = False
+
+    @property
+    def error_points(self) -> float:
+        """|predicted - observed| underflow in percentage points, with the cascade where there is one."""
+        predicted = self.predicted_underflow if self.cascade_underflow is None else self.cascade_underflow
+        return 100 * abs(predicted - self.observed_underflow)
+
+    @property
+    def alone_error_points(self) -> float:
+        """The same for the counts alone."""
+        return 100 * abs(self.predicted_underflow - self.observed_underflow)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The forecasts of all tensors, and how well they held over those that are not noise.
+
+    Errors are in percentage points of underflow: the median and the 95th percentile over tensors, with the cascade and
+    by the counts alone. overflow_missed: tensors that FP16 overflowed in and the counts did not say so.
+    emulated: FP16 was emulated. Errors are None where there was no tensor to compare.
+    """
+
+    tensors: tuple[TensorForecast, ...]
+    emulated: bool
+    median_error_points: float | None = None
+    p95_error_points: float | None = None
+    alone_median_error_points: float | None = None
+    alone_p95_error_points: float | None = None
+    noise_tensors: int = 0
+    overflow_missed: tuple[str, ...] = ()
+
+
+def summarized(tensors: Sequence[TensorForecast], emulated: bool) -> Prediction:
+    """The forecasts with their errors over tensors that are not noise."""
+    signal = [t for t in tensors if not t.noise]
+    errors = sorted(t.error_points for t in signal)
+    alone = sorted(t.alone_error_points for t in signal)
+    missed = [f"{t.name} ({t.kind})" for t in signal if t.observed_overflow > 0 and not t.predicted_overflow]
+    return Prediction(
+        tuple(tensors),
+        emulated,
+        quantile(errors, 0.5),
+        quantile(errors, 0.95),
+        quantile(alone, 0.5),
+        quantile(alone, 0.95),
+        len(tensors) - len(signal),
+        tuple(dict.fromkeys(missed)),
+    )
+
+
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """The smallest of ordered values with at least this share at or below it; None of none."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None

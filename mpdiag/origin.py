@@ -1,0 +1,37 @@
+"""Where a diagnosis comes from: the machine, and the training job as it came in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the run ran on."""
+
+    python: str
+    torch: str
+    mpdiag: str
+    platform: str
+    cpu_threads: int
+    cuda: str | None = None
+    driver: str | None = None
+    gpu: str | None = None
+    compute_capability: str | None = None
+    fp32_precision: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """The training job, as it came in."""
+
+    name: str
+    source: str
+    parameters: int
+    synthetic_data: bool
+    optimizer: str
+    batches: int
+    samples_per_step: int | None
+    metric: str | None
+    higher_is_better: bool
+    notes: tuple[str, ...] = ()

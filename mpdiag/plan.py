@@ -1,0 +1,121 @@
+"""The plan of FP32 islands: how a scan found it, and the file that puts it in force in production."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpdiag.errors import UsageError
+from mpdiag.version import __version__
+
+if TYPE_CHECKING:
+    from mpdiag.diagnosis import Diagnosis
+
+PLAN_VERSION = 1  # 1: the first
+
+
+@dataclass(frozen=True)
+class IslandPlan:
+    """The smallest set of modules found that FP16 autocast can train without, once they stay in FP32.
+
+    keep_fp32: those modules; with all of them in FP32 an FP16 iteration is finite and a loss scale serves the rest
+    if `enough`. minimal: none of them can be left out (unknown where False). near_limit: modules within an octave of
+    overflow, which would be next. log2_scale, mode and growth_interval: the loss scale under the plan. iterations
+    and seconds: what the search took. reason: what it could not do. step_time_ratio: step time with the plan over
+    that of the arm step_time_reference, FP16 without the plan; above 1 is speed lost; None for step_time_reason.
+    """
+
+    keep_fp32: tuple[str, ...]
+    enough: bool
+    minimal: bool
+    log2_scale: int | None
+    mode: str
+    growth_interval: int | None
+    iterations: int
+    seconds: float
+    emulated: bool
+    near_limit: tuple[str, ...] = ()
+    reason: str | None = None
+    step_time_ratio: float | None = None
+    step_time_reference: str | None = None
+    step_time_reason: str | None = "not measured: the plan was not trained"
+    snippet: str | None = None
+
+
+@dataclass(frozen=True)
+class SavedPlan:
+    """plan.json. made_by: mpdiag's version; source: the scanned target."""
+
+    format: str
+    keep_fp32: tuple[str, ...]
+    log2_scale: int | None
+    mode: str
+    growth_interval: int | None
+    made_by: str
+    source: str
+    schema_version: int = PLAN_VERSION
+
+
+def plan_snippet(names: tuple[str, ...], train: str | None) -> str:
+    """The code that applies a plan, and then trains as the loss scale's snippet does."""
+    listed = ", ".join(f'"{name}"' for name in names)
+    return f"import mpdiag\n\nmodel = mpdiag.apply(model, [{listed}])  # or the path of plan.json\n\n{train or ''}"
+
+
+def plan_of(diagnosis: Diagnosis) -> SavedPlan | None:
+    """The plan to save; None where nothing has to stay in FP32, or where no plan was found to be enough."""
+    advice, target = diagnosis.advice, diagnosis.target
+    if advice is None or target is None or not advice.keep_fp32 or (advice.plan and not advice.plan.enough):
+        return None
+    scale = advice.plan or advice.loss_scale
+    return SavedPlan(
+        advice.format, advice.keep_fp32, scale.log2_scale, scale.mode, scale.growth_interval, __version__, target.source
+    )
+
+
+def plan_to_json(plan: SavedPlan) -> str:
+    """The content of plan.json."""
+    record = asdict(plan)
+    return json.dumps({"schema_version": record.pop("schema_version"), **record}, indent=1) + "\n"
+
+
+def read_plan(plan: str | Path | Mapping[str, Any]) -> SavedPlan:
+    """A plan from its file, or from the file's content as a dict; unknown keys are ignored.
+
+    Raises UsageError `no-such-file` or `not-a-plan`.
+    """
+    if isinstance(plan, Mapping):
+        return _checked(plan, "the plan")
+    try:
+        text = Path(plan).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("no-such-file", f"{plan}: {error}", _HINT) from None
+    try:
+        return _checked(json.loads(text), str(plan))
+    except (ValueError, RecursionError) as error:
+        raise UsageError("not-a-plan", f"{plan}: not JSON: {error}", _HINT) from None
+
+
+_HINT = "give the <name>.plan.json that `mpdiag scan` wrote, or a list of module names"
+
+
+def _checked(raw: Any, where: str) -> SavedPlan:
+    if not isinstance(raw, Mapping) or raw.get("schema_version") != PLAN_VERSION:
+        version = raw.get("schema_version") if isinstance(raw, Mapping) else None
+        said = f"schema_version {version}, this mpdiag reads {PLAN_VERSION}" if version else "no schema_version"
+        raise UsageError("not-a-plan", f"{where}: {said}", _HINT)
+    names = raw.get("keep_fp32")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UsageError("not-a-plan", f"{where}: keep_fp32 is not a list of module names", _HINT)
+    return SavedPlan(
+        format=raw.get("format", "FP16"),
+        keep_fp32=tuple(names),
+        log2_scale=raw.get("log2_scale"),
+        mode=raw.get("mode", "dynamic"),
+        growth_interval=raw.get("growth_interval"),
+        made_by=raw.get("made_by", ""),
+        source=raw.get("source", ""),
+    )

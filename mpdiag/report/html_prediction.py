@@ -1,0 +1,62 @@
+"""What the FP32 counts foretold against what FP16 did: a chart of every tensor, and the worst ones in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from mpdiag.foretold import Prediction, TensorForecast
+from mpdiag.report.curves import SHARE_FLOOR, SHARE_TICKS, share_position
+from mpdiag.report.html_axes import EDGE, FOOT, LEFT, TOP, Scale, chart, upward, x_axis, y_axis
+from mpdiag.report.html_numbers import power
+
+WORST = 8  # rows; what they show is that there is nothing to see further down
+_LOW = math.log10(SHARE_FLOOR)
+_RIGHT = EDGE - 24  # room for half of the last label
+
+
+@dataclass(frozen=True)
+class PredictionView:
+    """What the page shows of a prediction."""
+
+    chart: Markup
+    worst: tuple[TensorForecast, ...]
+    states: str
+    scales: Markup
+
+
+def prediction_view(prediction: Prediction | None) -> PredictionView | None:
+    """The chart and the worst tensors; None where nothing was compared."""
+    if prediction is None or not prediction.tensors:
+        return None
+    signal = [t for t in prediction.tensors if not t.noise]
+    trained = sorted({t.trained_steps for t in prediction.tensors})
+    states = " and ".join("at the initial weights" if n == 0 else f"after {n} FP32 steps" for n in trained)
+    scales = Markup(" and ").join(power(k) for k in sorted({t.log2_scale for t in prediction.tensors}))
+    worst = sorted(signal, key=lambda t: -t.error_points)[:WORST]
+    return PredictionView(_scatter(signal), tuple(t for t in worst if t.error_points), states, scales)
+
+
+def _scatter(tensors: list[TensorForecast]) -> Markup:
+    """Observed against predicted share, both on log axes; tensors at one place are one dot, larger for more."""
+    x, y = Scale(_LOW, 0, LEFT, _RIGHT), upward(_LOW, 0)
+    places: Counter[tuple[int, int]] = Counter()
+    for tensor in tensors:
+        predicted = tensor.predicted_underflow if tensor.cascade_underflow is None else tensor.cascade_underflow
+        places[round(x(share_position(predicted))), round(y(share_position(tensor.observed_underflow)))] += 1
+    dots = "".join(
+        f'<circle class="forecast" cx="{at_x}" cy="{at_y}" r="{min(9.0, 2 + math.sqrt(count)):.3g}"/>'
+        for (at_x, at_y), count in sorted(places.items())
+    )
+    diagonal = f'<path class="margin" d="M{LEFT} {FOOT}L{_RIGHT} {TOP}"/>'
+    marks = [(share, text) for share, text in SHARE_TICKS]
+    axes = x_axis(
+        [(x(math.log10(v)), text) for v, text in marks[1:]], "underflow foretold, share of the tensor's elements"
+    )
+    axes += y_axis([(y(math.log10(v)), text) for v, text in marks], "underflow observed")
+    return chart(
+        "Underflow observed in FP16 against underflow foretold from FP32, a dot a tensor", axes + diagonal + dots
+    )

@@ -1,0 +1,38 @@
+"""An operator in FP32 whose result is rounded to 16 bits, as tensor cores work, and which one is at it just now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+_running: list[tuple[str, torch.dtype]] = []
+
+
+def emulated_operator() -> tuple[str, torch.dtype] | None:
+    """(name, 16-bit type) of the emulated operator around the running code; None outside one.
+
+    What it computes in FP32, a GPU gives in that type.
+    """
+    return _running[-1] if _running else None
+
+
+def eligible(value: Any) -> bool:
+    """autocast's own test: floating point, not double (ATen/autocast_mode.h, is_eligible)."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+
+
+def to_type(value: Any, dtype: torch.dtype) -> Any:
+    """An eligible tensor in another type; anything else as it is."""
+    return value.to(dtype) if eligible(value) else value
+
+
+def rounded_result(op: Callable[..., Any], args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
+    """What an operator gives, in `dtype`; meanwhile it is the emulated operator."""
+    _running.append((str(getattr(op, "_name", op)).removeprefix("aten::"), dtype))
+    try:
+        return pytree.tree_map(lambda result: to_type(result, dtype), op(*args, **kwargs))
+    finally:
+        _running.pop()

@@ -1,0 +1,171 @@
+"""The fewest modules to keep in FP32: ranked by the tables, tried in real (off CUDA: emulated) FP16 iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from mpdiag.advice.islands import gradient_candidates, overflowing_layers
+from mpdiag.diagnosis import Advice, Capture, Trial
+from mpdiag.plan import IslandPlan, plan_snippet
+from mpdiag.target import Job, Start
+from mpdiag.training.precision import FP16_AUTOCAST, emulated
+from mpdiag.verify.arms import FP16, FP16_PLAN, FP16_UNSCALED
+from mpdiag.verify.island_trial import FORWARD, GRADIENTS, IslandTrial, IslandTrials, OutOfTimeError, plain_fp16
+
+
+def with_islands(
+    job: Job, start: Start, device: torch.device, capture: Capture, advice: Advice, budget_seconds: float,
+    report: Callable[[str], None],
+) -> Advice:  # fmt: skip
+    """The advice with the plan of FP32 islands, where something asks for one; its names are then what to keep in FP32.
+
+    Where no set of modules is enough, the plan says why and the tables' names stay.
+    """
+    if not islands_wanted(capture, advice):
+        return advice
+    plan = search_islands(job, start, device, capture, advice, budget_seconds, report)
+    return replace(advice, plan=plan, keep_fp32=plan.keep_fp32 if plan.enough else advice.keep_fp32)
+
+
+def islands_wanted(capture: Capture, advice: Advice) -> bool:
+    """Whether something overflows, or no scale serves all: what FP32 islands can cure."""
+    plain = plain_fp16(capture, advice)
+    return bool(plain.broken or plain.errors((*FORWARD, *GRADIENTS)))
+
+
+def search_islands(
+    job: Job, start: Start, device: torch.device, capture: Capture, advice: Advice, budget_seconds: float,
+    report: Callable[[str], None] = lambda line: None,
+) -> IslandPlan:  # fmt: skip
+    """The plan found within a time budget; one iteration is always tried."""
+    plain = plain_fp16(capture, advice)
+    trials = IslandTrials(job, start, device, plain, budget_seconds, bool(plain.errors(GRADIENTS)), report)
+    search = IslandSearch(trials, type(job.build(start, torch.device("cpu"))).__name__)
+    search.run()
+    names, scale = search.found.names, search.found.advice.loss_scale
+    warned = [f.subject for f in search.found.advice.findings if f.code == "MP101" and f.severity == "warning"]
+    return IslandPlan(
+        keep_fp32=names,
+        enough=search.enough,
+        minimal=search.minimal,
+        log2_scale=scale.log2_scale,
+        mode=scale.mode,
+        growth_interval=scale.growth_interval,
+        iterations=trials.iterations,
+        seconds=round(trials.seconds, 3),
+        emulated=emulated(FP16_AUTOCAST, device),
+        near_limit=tuple(warned),
+        reason=search.reason,
+        snippet=plan_snippet(names, scale.snippet) if search.enough else None,
+    )
+
+
+@dataclass
+class IslandSearch:
+    """A search: `run()`, then `found` with `enough`, `minimal` and `reason` as in IslandPlan. root: the model's name.
+
+    Layers whose FP32 numbers exceed FP16's are taken at once: the tables prove that they overflow. Then one module a
+    time is added, the first that breaks an iteration, or its parent where the fault lies between modules, until the
+    iteration is finite and a loss scale serves all. At last each is left out again, and stays out if it still works.
+    """
+
+    trials: IslandTrials
+    root: str
+
+    def __post_init__(self) -> None:
+        self.found = self.trials.plain
+        self.enough = self.minimal = False
+        self.reason: str | None = None
+
+    def run(self) -> None:
+        """Search until the set is minimal or the time budget ends."""
+        if self.found.types.error is not None:
+            self.reason = f"an FP16 iteration fails: {self.found.types.error}"
+            return
+        proven = overflowing_layers(self.found.capture)
+        try:
+            self._grow(proven)
+            if self.enough:
+                self._prune(proven)
+        except OutOfTimeError:
+            what = "it is not shown that none can be left out" if self.enough else "no set was found"
+            budget, count = self.trials.budget_seconds, self.trials.iterations
+            self.reason = f"{what}: the time budget of {budget:.3g} s ended after {count} iteration(s)"
+
+    def _grow(self, proven: tuple[str, ...]) -> None:
+        trial = self.trials.run(proven) if proven else self.found
+        while not self._works(trial):
+            name = self._next(trial)
+            if name is None:
+                self.found = trial
+                self.reason = self.reason or "nothing is left to keep in FP32 but the whole model"
+                return
+            trial = self.trials.run(_without_covered((*trial.names, name)))
+        self.found, self.enough = trial, True
+
+    def _prune(self, proven: tuple[str, ...]) -> None:
+        for name in reversed(self.found.names):
+            if name in proven or len(self.found.names) == 1:
+                continue  # the tables prove that it overflows; or FP16 as it is has been seen to fail
+            trial = self.trials.run(tuple(n for n in self.found.names if n != name))
+            if self._works(trial):
+                self.found = trial
+        self.minimal = True
+
+    def _works(self, trial: IslandTrial) -> bool:
+        if not trial.forward_works:
+            return False
+        if not self.trials.asks_gradients:  # a scale that is too high for a step is GradScaler's own to mend
+            return True
+        return not trial.errors(GRADIENTS) and trial.types.finite_gradients is True
+
+    def _next(self, trial: IslandTrial) -> str | None:
+        """The module to add; None where only the whole model is left, or `reason` says what else."""
+        if trial.types.error is not None:
+            self.reason = f"with {', '.join(trial.names)} in FP32 an FP16 iteration fails: {trial.types.error}"
+            return None
+        if trial.forward_works:
+            ranked = gradient_candidates(trial.capture, trial.advice.loss_scale)
+            return next((name for name in ranked if not _covered(name, trial.names) and name != self.root), None)
+        first = next(iter([*trial.broken, *trial.errors(("MP102",)), *trial.errors(("MP101",))]), None)
+        if first is None:
+            self.reason = "the loss itself is not finite in FP16, outside every module"
+            return None
+        return self._around(first, trial)
+
+    def _around(self, name: str, trial: IslandTrial) -> str | None:
+        """The module, or the nearest one around it that computes what it was given and is no island yet."""
+        while name and name != self.root and (name in trial.types.fed or _covered(name, trial.names)):
+            name = name.rpartition(".")[0]
+        return None if name == self.root else name or None
+
+
+def costed(plan: IslandPlan, trials: tuple[Trial, ...]) -> IslandPlan:
+    """The plan with its step time over that of FP16 without it, where both were timed.
+
+    Where FP16's scaler skipped steps meanwhile, which a step that overflows makes it do, FP16 without a scaler is the
+    measure: it takes every step.
+    """
+    mine = [t for t in trials if t.arm == FP16_PLAN]
+    timed = next((t.step_time_ms for t in mine if t.step_time_ms), None)
+    whole = {t.arm: t.step_time_ms for t in trials if t.step_time_ms and "step_time_note" not in t.not_measured}
+    reference = next((arm for arm in (FP16, FP16_UNSCALED) if arm in whole), None)
+    if timed is not None and reference is not None:
+        ratio = timed / whole[reference]
+        return replace(plan, step_time_ratio=ratio, step_time_reference=reference, step_time_reason=None)
+    missing = next((t.not_measured["step_time_ms"] for t in mine if "step_time_ms" in t.not_measured), None)
+    if timed is not None:
+        missing = "FP16 without the plan was not timed on steps that it did not skip"
+    return replace(plan, step_time_reason=missing or plan.step_time_reason)
+
+
+def _covered(name: str, names: tuple[str, ...]) -> bool:
+    return any(name == island or name.startswith(f"{island}.") for island in names)
+
+
+def _without_covered(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Without those inside another: autocast is off there already."""
+    return tuple(n for n in names if not _covered(n, tuple(other for other in names if other != n)))

@@ -1,0 +1,125 @@
+"""One FP16 iteration with some modules in FP32: is it finite, and what do the tables say with the types it gave?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from mpdiag.advice import advise
+from mpdiag.capture.autocast_types import AutocastTypes, observe
+from mpdiag.diagnosis import Advice, Capture
+from mpdiag.errors import UsageError
+from mpdiag.target import Job, Start
+from mpdiag.training.precision import Precision
+
+FORWARD = ("MP101", "MP102", "MP104")  # findings that an island cures where it stands
+GRADIENTS = ("MP203", "MP204")  # and that it cures by taking a tensor out of the window
+
+
+class OutOfTimeError(Exception):
+    """The budget has run out."""
+
+
+@dataclass(frozen=True)
+class IslandTrial:
+    """What showed with the named islands. broken: modules not finite in FP16 that are so in FP32, in call order."""
+
+    names: tuple[str, ...]
+    types: AutocastTypes
+    capture: Capture
+    advice: Advice
+    broken: tuple[str, ...]
+
+    def errors(self, codes: tuple[str, ...]) -> list[str]:
+        """What the errors among these findings are about."""
+        return [f.subject for f in self.advice.findings if f.code in codes and f.severity == "error"]
+
+    @property
+    def forward_works(self) -> bool:
+        """Whether the iteration was finite as far as its loss, and the tables show nothing beyond FP16."""
+        return not (self.broken or self.types.error or self.types.finite_loss is False or self.errors(FORWARD))
+
+    @property
+    def log2_scale(self) -> int | None:
+        """The scale to try: the recommended one, or the most that the largest gradient bears; None for none."""
+        scale = self.advice.loss_scale
+        return (scale.log2_scale if scale.log2_scale is not None else scale.upper_log2) or None
+
+
+def plain_fp16(capture: Capture, advice: Advice) -> IslandTrial:
+    """The trial without islands, which the scan has run already."""
+    types = AutocastTypes(
+        nonfinite=capture.amp_nonfinite,
+        vanished=capture.amp_vanished,
+        fed=capture.amp_fed_nonfinite,
+        loss=capture.loss_amp_dtype,
+        error=capture.amp_error,
+    )
+    return IslandTrial((), types, capture, advice, _broken(capture))
+
+
+@dataclass
+class IslandTrials:
+    """Trials within a time budget, of which the first is always run. asks_gradients: the loss scale counts too."""
+
+    job: Job
+    start: Start
+    device: torch.device
+    plain: IslandTrial
+    budget_seconds: float
+    asks_gradients: bool
+    report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter()
+        self._slowest = 0.0
+        self._scale = self.plain.log2_scale
+        self.iterations = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first trial was prepared."""
+        return time.perf_counter() - self._began
+
+    def run(self, names: tuple[str, ...]) -> IslandTrial:
+        """One iteration with these islands; a second at another loss scale where the islands change it.
+
+        Raises OutOfTimeError when another iteration as slow as the slowest would pass the budget.
+        """
+        trial = self._iterate(names)
+        if self.asks_gradients and trial.forward_works and trial.log2_scale != self._scale:
+            self._scale = trial.log2_scale  # the next set is likely to want the same
+            trial = self._iterate(names)
+        return trial
+
+    def _iterate(self, names: tuple[str, ...]) -> IslandTrial:
+        if self.iterations and self.seconds + self._slowest > self.budget_seconds:
+            raise OutOfTimeError
+        began = time.perf_counter()
+        self.iterations += 1
+        self.report(f"FP16 iteration {self.iterations} with {len(names)} module(s) in FP32")
+        precision = Precision("FP16", torch.float16, log2_scale=self._scale, keep_fp32=names)
+        try:
+            types = observe(self.job, self.start, self.device, precision)
+        except UsageError as refused:  # a module that cannot be an island
+            types = AutocastTypes(error=refused.message)
+        capture = replace(
+            self.plain.capture,
+            tables=tuple(types.of(table) for table in self.plain.capture.tables),
+            loss_amp_dtype=types.loss,
+            amp_error=types.error,
+            amp_nonfinite=types.nonfinite,
+            amp_vanished=types.vanished,
+            amp_fed_nonfinite=types.fed,
+        )
+        self._slowest = max(self._slowest, time.perf_counter() - began)
+        return IslandTrial(names, types, capture, advise(capture), _broken(capture))
+
+
+def _broken(capture: Capture) -> tuple[str, ...]:
+    """The modules not finite in FP16 whose output is finite in FP32: a mask of -inf is meant."""
+    meant = {t.name for t in capture.tables if t.histogram.infs or t.histogram.nans}
+    return tuple(name for name in capture.amp_nonfinite if name not in meant)

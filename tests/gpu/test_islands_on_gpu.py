@@ -1,0 +1,44 @@
+"""FP32 islands under CUDA's own autocast, found, trained and timed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mpdiag
+
+pytestmark = pytest.mark.gpu
+
+WIDE = str(Path(__file__).resolve().parents[1] / "islands" / "t5_wide.py")
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return mpdiag.scan(WIDE, device="cuda", steps=10, verify_steps=30, seeds=2, time_budget_seconds=120.0)
+
+
+def test_the_plan_trains_where_fp16_overflows(wide):
+    plan = wide.advice.plan
+    assert (plan.keep_fp32, plan.enough, plan.minimal, plan.emulated) == (("encoder.1.1.wo",), True, True, False)
+    final = {t.arm: t.losses[-1] for t in wide.verification.trials if t.seed == 0 and t.losses}
+    assert final["fp16"] != final["fp16"]
+    assert abs(final["fp16-plan"] - final["fp32"]) < 0.05 * final["fp32"]
+
+
+def test_the_speed_lost_is_measured_and_small(wide):
+    # one of 46 matrices in FP32: a tenth of a step would be far too much
+    assert 0.95 < wide.advice.plan.step_time_ratio < 1.5
+    assert (wide.advice.plan.step_time_reference, wide.advice.plan.step_time_reason) == ("fp16-unscaled", None)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_an_island_under_cuda_autocast_is_fp32_also_compiled(gpu, backend):
+    model = mpdiag.apply(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)).to(gpu), ["1"])
+    run = torch.compile(model, backend=backend, fullgraph=True)
+    x = torch.randn(8, 64, device=gpu)
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert run(x).dtype == model(x).dtype == torch.float32
+        assert model[0](x).dtype == torch.float16
+        loss = run(x).sum()
+    loss.backward()
+    assert model[1].weight.grad.dtype == torch.float32

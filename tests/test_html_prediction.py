@@ -1,0 +1,64 @@
+"""The page's comparison of what FP32 foretold with what FP16 did."""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+import report_samples as samples
+
+from mpdiag.foretold import TensorForecast, summarized
+from mpdiag.report import html
+from mpdiag.report.html_prediction import prediction_view
+
+
+def forecast(name, predicted, observed, **other):
+    fields = {"kind": "activation_gradient", "trained_steps": 0, "log2_scale": 0, "elements": 100}
+    fields |= {"predicted_overflow": 0.0, "observed_overflow": 0.0, "cascade_underflow": None}
+    return TensorForecast(name=name, predicted_underflow=predicted, observed_underflow=observed, **(fields | other))
+
+
+FOUND = summarized(
+    [
+        forecast("right", 0.25, 0.25),
+        forecast("also <right>", 0.25, 0.25, trained_steps=20, log2_scale=16),
+        forecast("off", 0.01, 0.02),
+        forecast("noise", 1.0, 0.0, noise=True),
+    ],
+    emulated=True,
+)
+
+
+def page(prediction, reason=None):
+    diagnosis = samples.full()
+    run = dataclasses.replace(diagnosis.verification, prediction=prediction, prediction_reason=reason)
+    return html.render(dataclasses.replace(diagnosis, verification=run), plotly="none")
+
+
+def test_tensors_at_one_place_are_one_larger_dot_and_noise_is_none():
+    dots = re.findall(r'<circle class="forecast"[^>]* r="([\d.]+)"', prediction_view(FOUND).chart)
+    assert sorted(map(float, dots)) == [3.0, 3.41]
+
+
+def test_the_worst_come_first_and_those_without_error_not_at_all():
+    assert [t.name for t in prediction_view(FOUND).worst] == ["off"]
+
+
+def test_the_page_says_how_far_off_in_what_states_and_at_which_scales():
+    text = re.sub(r"<[^>]+>|\s+", " ", page(FOUND))
+    assert "4 comparisons of one tensor in one step, at the initial weights and after 20 FP32 steps" in text
+    assert "FP16 emulated" in text
+    assert "0.000 percentage points in the median and 1.000 at the 95th percentile" in text
+    assert "Left out: 1 whose gradient is rounding noise" in text
+
+
+def test_an_overflow_nobody_foretold_is_on_the_page():
+    found = summarized([forecast("surprise", 0.0, 0.0, observed_overflow=0.5)], emulated=False)
+    assert "Overflowed though nothing foretold it: surprise (activation_gradient)" in page(found)
+
+
+def test_without_a_comparison_the_page_gives_the_reason():
+    assert prediction_view(None) is None
+    assert "Prediction against observation: the user stopped it." in page(None, "the user stopped it")
