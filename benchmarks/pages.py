@@ -1,0 +1,239 @@
+"""The tables under reports/, written from the JSONs alone."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+
+def emulation_page(record: dict[str, object]) -> str:
+    machine = record["environment"]
+    assert isinstance(machine, dict)
+    lines = [
+        "# The emulated CUDA autocast policy against the real one",
+        "",
+        f"`{record['command']}` on {machine['gpu']}, driver {machine['driver']}, torch {machine['torch']}. "
+        f"{record['steps']} AdamW steps from one start on the same batches, FP16 with a loss scale of 2^14, TF32 off.",
+        "",
+        "Types: modules whose output, or parameters whose copy, has another type under the emulation than on the GPU. "
+        "Differences: largest over the steps, relative to the first loss.",
+        "",
+        "| kind of model | modules | types that differ | FP16 against FP32, on the GPU | emulation on the CPU against "
+        "FP16 on the GPU | FP32 on the CPU against FP32 on the GPU |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = record["rows"]
+    assert isinstance(rows, list)
+    for row in rows:
+        off = len(row["dtype_mismatches"]) + len(row["cast_mismatches"])
+        lines.append(
+            f"| {row['kind']} | {row['modules']} | {off} | {row['fp16_against_fp32']:.1e} | "
+            f"{row['emulated_against_fp16']:.1e} | {row['cpu_against_gpu_fp32']:.1e} |"
+        )
+    ratio = statistics.median(row["emulated_against_fp16"] / row["fp16_against_fp32"] for row in rows)
+    lines += [
+        "",
+        f"Median over the kinds: the emulation is {ratio:.2f} times as far from the GPU's FP16 as that is from FP32.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def capture_page(record: dict[str, object]) -> str:
+    machine, rows, targets = record["environment"], record["rows"], record["targets"]
+    assert isinstance(machine, dict)
+    assert isinstance(rows, list)
+    assert isinstance(targets, list)
+    on = (
+        f"{machine['gpu']}, driver {machine['driver']}"
+        if machine["gpu"]
+        else f"a CPU, {machine['cpu_threads']} threads"
+    )
+    lines = [
+        "# What observing costs",
+        "",
+        f"`{record['command']}` on {on}, torch {machine['torch']}.",
+        "",
+        "FP32 (IEEE), AdamW (fused on CUDA). Blocks of steps of every arm, interleaved in random order; a block's time "
+        "is its mean step by the wall clock between two synchronizations. Ratio: geometric mean over rounds against "
+        "the no-hooks block of the same round, with a bootstrap 95 % interval (from three rounds on). No hooks again "
+        "is the control: what noise alone gives. Extra memory: torch's peak less that of no hooks. Allocations: calls "
+        "of torch's allocator a step. Tensors and elements: of a step that is observed.",
+        "",
+        *(f"- {model}: {subject}" for model, subject in {row["model"]: row["subject"] for row in rows}.items()),
+        "",
+        "| model | arm | ms a step | ratio | 95 % | smallest to largest | rounds | extra MiB | allocations | tensors | "
+        "million elements |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [_capture_row(row) for row in rows if "not_measured" not in row]
+    for row in rows:
+        if "not_measured" in row:
+            what = f", {row['what']}" if row["arm"] else ""
+            lines += ["", f"{row['model']}{what}: not measured: {row['not_measured']}"]
+    for reason in sorted({row["memory_not_measured"] for row in rows if "memory_not_measured" in row}):
+        lines += ["", f"Memory and allocations: not measured: {reason}."]
+    for path in sorted({row["counted_by"] for row in rows if row.get("counted_by")}):
+        lines += ["", f"mpdiag counted by: {path}."]
+    if targets:
+        lines += [
+            "",
+            "## Targets",
+            "",
+            "met: the whole interval within the limit; missed: the whole interval beyond it; open: neither. Memory: "
+            "64 MiB or 1 % of the peak without hooks, whichever is more.",
+            "",
+            "| model | arm | quantity | limit | measured | verdict |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for line in targets:
+            figures = " | ".join(f"{line[key]:.3f}" for key in ("limit", "measured"))
+            lines.append(f"| {line['model']} | {line['what']} | {line['quantity']} | {figures} | {line['verdict']} |")
+    else:
+        lines += ["", f"Targets: not judged: {record['targets_not_judged']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _capture_row(row: dict[str, Any]) -> str:
+    low, high = row["interval_95"] or (None, None)
+    cells = [row["model"], row["what"], f"{row['ms']:.1f}"]
+    if row["arm"] == "none":
+        cells += ["1", "", ""]
+    else:
+        cells += [f"{row['ratio']:.3f}", "" if low is None else f"{low:.3f} to {high:.3f}"]
+        cells.append(f"{row['smallest_ratio']:.3f} to {row['largest_ratio']:.3f}")
+    cells.append(str(row["rounds"]))
+    cells.append("" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 2**20:.1f}")
+    cells.append("" if row["allocations_a_step"] is None else f"{row['allocations_a_step']:.0f}")
+    cells += ["", ""] if row["tensors"] is None else [str(row["tensors"]), f"{row['elements_a_step'] / 1e6:.1f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def loss_scale_page(record: dict[str, Any]) -> str:
+    machine, rows = record["environment"], record["rows"]
+    on = f"{machine['gpu']}, driver {machine['driver']}" if machine["gpu"] else "a CPU, FP16 emulated, jobs made small"
+    lines = [
+        "# Loss scales: ours against others",
+        "",
+        f"`{record['command']}` on {on}, torch {machine['torch']}. Steps a run: {record['steps']}. The same seeds, "
+        "weights and batches for all policies of a job.",
+        "",
+        "Skipped: steps without an update, a seed each; in brackets those after the first step. Settled: the first "
+        "step from which on the scale stays within a factor of 2, a seed each. Lost: of the gradient elements that "
+        "are not zero in FP32 those that are in FP16 at the policy's scale of that step, on the FP32 run's weights, "
+        "and their share of the squared norm; mean over seeds and checkpoints. Overflows: checkpoints at which the "
+        "gradients overflow at that scale; they are in no mean. Loss: mean of the last 50 steps, less that of FP32 on "
+        "the same seed, a seed each; with FP32 the losses themselves.",
+        "",
+        *(f"- {name}: {what}" for kind in ("policies", "jobs") for name, what in record[kind].items()),
+        "",
+        "| job | policy | log2 scale, first to last | skipped | settled | elements lost | energy lost | overflows | "
+        "loss against FP32 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for job, policy in dict.fromkeys((row["job"], row["policy"]) for row in rows):
+        lines.append(_loss_scale_row([row for row in rows if (row["job"], row["policy"]) == (job, policy)], rows))
+    lines += ["", "## Reached", "", "| what | limit | measured | verdict | misses |", "| --- | --- | --- | --- | --- |"]
+    for line in record["reach"]:
+        measured = "without bound" if line["measured"] is None else f"{line['measured']:.3g}"
+        misses = "; ".join(line["misses"][:8]) + (" ..." if len(line["misses"]) > 8 else "")
+        verdict = "met" if line["met"] else f"missed {len(line['misses'])} times"
+        lines.append(f"| {line['what']} | {line['limit']} | {measured} | {verdict} | {misses} |")
+    if record["cut"]:
+        lines += ["", f"Not run: {'; '.join(record['cut'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def _loss_scale_row(seeds: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    fp32 = {(row["job"], row["seed"]): row["final_loss"] for row in rows if row["policy"] == "fp32"}
+    advised = [row["advice"] for row in seeds if "advice" in row]
+    windows = [f"{a['mode']}, window {a['window_log2'][0]} to {a['window_log2'][1]}" for a in advised]
+    cells = [seeds[0]["job"], seeds[0]["policy"] + (f" ({'; '.join(windows)})" if windows else "")]
+    if seeds[0]["policy"] == "fp32":
+        return f"| {' | '.join(cells)} | | | | | | | {', '.join(_loss(row['final_loss']) for row in seeds)} |"
+    cells.append(", ".join(f"{row['first_log2_scale']:.3g} to {row['final_log2_scale']:.3g}" for row in seeds))
+    cells.append(", ".join(f"{row['skipped']} ({row['skipped_after_first']})" for row in seeds))
+    cells.append(", ".join(str(row["settled"]) for row in seeds))
+    points = [point for row in seeds for point in row["lost"]]
+    for what in ("share_lost", "energy_lost"):
+        values = [point[what] for point in points if what in point]
+        cells.append(f"{statistics.fmean(values):.1e}" if values else "")
+    cells.append(str(sum("overflowed" in point for point in points)))
+    cells.append(", ".join(_loss(row["final_loss"], fp32[row["job"], row["seed"]]) for row in seeds))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _loss(value: float | None, reference: float | None = 0.0) -> str:
+    if value is None or reference is None:
+        return "not finite"
+    return f"{value:.4g}" if reference == 0.0 else f"{value - reference:+.2g}"
+
+
+def kernel_page(record: dict[str, object]) -> str:
+    machine, rows = record["environment"], record["rows"]
+    assert isinstance(machine, dict)
+    assert isinstance(rows, list)
+    lines = [
+        "# The counting kernel against the read ceiling",
+        "",
+        f"`{record['command']}` on {machine['gpu']}, driver {machine['driver']}, torch {machine['torch']}; counted by "
+        f"{record['counted_by']}. Median of event-timed calls, GB/s of the tensor's bytes read once.",
+        "",
+        "Ceiling: the quicker of torch's own sum and amax in the same run. wide: exponents from about 2^-40 to 2^40, "
+        "beyond the kernel's private bins.",
+        "",
+        "| MiB | type | input | kernel GB/s | ceiling GB/s | share | portable path GB/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        ceiling = max(row["sum_gb_s"], row["amax_gb_s"])
+        portable = f"{row['portable_gb_s']:.0f}" if "portable_gb_s" in row else ""
+        lines.append(
+            f"| {row['MiB']} | {row['dtype']} | {row['input']} | {row['kernel_gb_s']:.0f} | {ceiling:.0f} | "
+            f"{row['share_of_ceiling']:.2f} | {portable} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def prediction_page(record: dict[str, Any]) -> str:
+    machine = record["environment"]
+    scales = " and ".join(f"2^{k}" for k in record["log2_scales"])
+    lines = [
+        "# What FP32 foretells of FP16",
+        "",
+        f"`{record['command']}` on {machine['gpu']}, driver {machine['driver']}, torch {machine['torch']}.",
+        "",
+        f"Underflow of every activation, activation gradient and weight gradient that is FP16 under autocast, at the "
+        f"initial weights and after {record['steps']} FP32 steps, at scale {scales}: foretold from one FP32 step, "
+        "observed in one FP16 step from the same weights and batch. Errors in percentage points over tensors that are "
+        "not noise (a bias gradient that is mathematically zero, or a part of one).",
+        "",
+        "| kind | comparisons | noise | median | 95 % | counts alone: median | 95 % | most lost by a tensor | overflow "
+        "not foretold |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in record["rows"]:
+        points = ("median_error_points", "p95_error_points", "alone_median_error_points", "alone_p95_error_points")
+        shown = " | ".join(f"{row[p]:.3f}" if row[p] is not None else "none compared" for p in points)
+        missed = ", ".join(row["overflow_missed"]) or "none"
+        lines.append(
+            f"| {row['kind']} | {row['comparisons']} | {row['noise']} | {shown} | "
+            f"{100 * row['largest_observed_underflow']:.1f} % | {missed} |"
+        )
+    kept = sum(row["median_error_points"] <= 0.1 and row["p95_error_points"] <= 1.0 for row in record["rows"])
+    lines += [
+        "",
+        f"{kept} of {len(record['rows'])} kinds have a median error of at most 0.1 and a 95th percentile of at most 1 "
+        "point.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "emulation": (emulation_page, "the emulated CUDA autocast policy against the real one."),
+    "count_kernel": (kernel_page, "the counting kernel against the read ceiling of the card."),
+    "capture": (capture_page, "what observing costs a training step, beside other tools."),
+    "prediction": (prediction_page, "what FP32 foretells of FP16, tensor by tensor, on seventeen kinds of model."),
+    "loss_scale": (loss_scale_page, "the recommended loss scale against other policies, on eleven jobs."),
+}
+"""Name of the benchmark, of its JSON and of its page -> the page and what it is about."""
