@@ -88,7 +88,7 @@ def _gain(arm: str, comparisons: Sequence[Comparison]) -> str:
     parts = []
     for c in comparisons:
         if c.candidate == arm and c.difference and c.quantity == "step_time_ms" and c.verdict == "inconclusive":
-            parts.append("speed not to be told on a job this small")
+            parts.append(f"step time x{c.difference:.2f}, on a GPU that was mostly idle")
         elif c.candidate == arm and c.difference and c.quantity == "step_time_ms":
             speed = 1 / c.difference
             parts.append(f"{speed:.2f}x as fast" if speed >= 1 else f"slower, {speed:.2f}x the speed")
