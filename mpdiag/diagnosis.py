@@ -15,6 +15,7 @@ from mpdiag.histogram import ExponentHistogram
 from mpdiag.operations import NOT_OBSERVED, OpTable
 from mpdiag.origin import Environment as Environment  # `as`: these two are records too, and found here
 from mpdiag.origin import TargetRecord as TargetRecord
+from mpdiag.other_formats import FormatForecast
 from mpdiag.plan import IslandPlan
 
 SCHEMA_VERSION = 1  # 1: the first
@@ -181,6 +182,7 @@ class Advice:
     findings: tuple[Finding, ...]
     keep_fp32: tuple[str, ...] = ()
     drift: tuple[WindowAt, ...] = ()
+    other_formats: tuple[FormatForecast, ...] = ()
     plan: IslandPlan | None = None
 
 

@@ -38,6 +38,7 @@ from mpdiag.errors import UsageError
 from mpdiag.foretold import Prediction, TensorForecast
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.operations import OpRole, OpTable
+from mpdiag.other_formats import FormatForecast
 from mpdiag.plan import IslandPlan
 from mpdiag.saved import from_json, to_json
 
@@ -59,6 +60,8 @@ TABLE = TensorTable(
     source="model.py:12",
     sampled=0.5,
 )
+
+FORMAT = FormatForecast("E4M3", "forward", "per tensor", 9, 4, 0.25, 0.1, 0.2, 3, "fc1 (weight)", 0.5, "fits")
 
 FORECAST = TensorForecast("fc1", "activation_gradient", 5, 16, 12, 0.25, 0.5, 0.75, 0.125, 0.0625, noise=True)
 
@@ -170,6 +173,7 @@ def full() -> Diagnosis:
                 ),
             ),
             keep_fp32=("head",),
+            other_formats=(FORMAT,),
             drift=(WindowAt(100, 119, 20, 4, 15, 15, 0.01, 1e-6),),
             plan=IslandPlan(
                 ("head",),
@@ -285,6 +289,7 @@ RECORDS = (
         Prediction,
         TensorForecast,
         WindowAt,
+        FormatForecast,
     ),
 )
 CONSTANT = {"schema_version"}  # fields that have one value only

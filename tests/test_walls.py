@@ -114,12 +114,18 @@ ADVICE_MAY_NOT = (
     "torch",
 )
 REPORT_MAY = (
-    *(f"mpdiag.{room}" for room in "diagnosis drift foretold operations saved histogram formats report".split()),
+    *(
+        f"mpdiag.{room}"
+        for room in "diagnosis drift foretold other_formats operations saved histogram formats report".split()
+    ),
     *"jinja2 markupsafe rich plotly".split(),
 )
 NUMBERS_MAY = tuple(
     f"mpdiag.{room}"
-    for room in "formats histogram drift foretold operations origin plan version diagnosis errors advice".split()
+    for room in (
+        *("formats histogram drift foretold other_formats operations origin plan".split()),
+        *("version diagnosis errors advice".split()),
+    )
 )
 
 
@@ -157,6 +163,7 @@ def test_the_numbers_import_only_numbers():
     assert imports_beyond(sources(), "origin.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "plan.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "drift.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "other_formats.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "foretold.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "saved.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "histogram.py", NUMBERS_MAY) == []
@@ -165,7 +172,17 @@ def test_the_numbers_import_only_numbers():
 
 @pytest.mark.parametrize(
     "room",
-    ["diagnosis.py", "drift.py", "foretold.py", "operations.py", "plan.py", "saved.py", "histogram.py", "formats.py"],
+    [
+        "diagnosis.py",
+        "drift.py",
+        "foretold.py",
+        "other_formats.py",
+        "operations.py",
+        "plan.py",
+        "saved.py",
+        "histogram.py",
+        "formats.py",
+    ],
 )
 @pytest.mark.parametrize("line", ["import torch", "import numpy", "from mpdiag.report import digest"])
 def test_the_wall_around_the_numbers_sees_an_import(room, line):
@@ -383,6 +400,7 @@ LIGHT_MODULES = (
     "mpdiag.diagnosis",
     "mpdiag.drift",
     "mpdiag.foretold",
+    "mpdiag.other_formats",
     "mpdiag.operations",
     "mpdiag.plan",
     "mpdiag.saved",

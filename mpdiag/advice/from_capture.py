@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mpdiag.advice.checks import ALL
 from mpdiag.advice.loss_scale import recommend
+from mpdiag.advice.other_formats import what_if
 from mpdiag.diagnosis import Advice, Capture
 from mpdiag.drift import WindowAt
 from mpdiag.formats import FP16
@@ -22,7 +23,8 @@ def advise(capture: Capture) -> Advice:
     keep = [f.subject for f in findings if f.code in _KEEPS_FP32 and f.severity != "info"]
     owners = [f.subject.rpartition(".")[0] for f in findings if f.code == "MP104"]  # of an overflowing weight
     keep += [owner for owner in owners if owner]
-    return Advice(FP16.name, loss_scale, tuple(findings), tuple(dict.fromkeys(keep)))
+    names = tuple(dict.fromkeys(keep))
+    return Advice(FP16.name, loss_scale, tuple(findings), names, other_formats=what_if(capture))
 
 
 def window_at(steps: Sequence[int], capture: Capture) -> WindowAt:
