@@ -110,6 +110,7 @@ class Capture:
     amp_nonfinite: tuple[str, ...] = ()
     amp_vanished: tuple[str, ...] = ()
     amp_fed_nonfinite: tuple[str, ...] = ()
+    amp_loss_finite: bool | None = None
     input_abs_max: float | None = None
     not_seen: tuple[str, ...] = ()
     counted_by: str = "torch"

@@ -32,6 +32,11 @@ class TensorForecast:
     noise: bool = False
 
     @property
+    def comparable(self) -> bool:
+        """Whether its underflow can be compared: an infinity or NaN says nothing of what it replaced."""
+        return not self.noise and not self.observed_overflow > 0
+
+    @property
     def error_points(self) -> float:
         """|predicted - observed| underflow in percentage points, with the cascade where there is one."""
         predicted = self.predicted_underflow if self.cascade_underflow is None else self.cascade_underflow
@@ -48,8 +53,9 @@ class Prediction:
     """The forecasts of all tensors, and how well they held over those that are not noise.
 
     Errors are in percentage points of underflow: the median and the 95th percentile over tensors, with the cascade and
-    by the counts alone. overflow_missed: tensors that FP16 overflowed in and the counts did not say so.
-    emulated: FP16 was emulated. Errors are None where there was no tensor to compare.
+    by the counts alone. Not among them: noise_tensors, and overflowed_tensors, which FP16 broke. overflow_missed:
+    tensors that overflowed in a step in which no overflow was foretold. emulated: FP16 was emulated. Errors are None
+    where there was no tensor to compare.
     """
 
     tensors: tuple[TensorForecast, ...]
@@ -59,15 +65,21 @@ class Prediction:
     alone_median_error_points: float | None = None
     alone_p95_error_points: float | None = None
     noise_tensors: int = 0
+    overflowed_tensors: int = 0
     overflow_missed: tuple[str, ...] = ()
 
 
 def summarized(tensors: Sequence[TensorForecast], emulated: bool) -> Prediction:
-    """The forecasts with their errors over tensors that are not noise."""
+    """The forecasts with their errors over tensors that are not noise and did not overflow.
+
+    Where one tensor of a step was foretold to overflow, the others' overflows are its consequences.
+    """
     signal = [t for t in tensors if not t.noise]
-    errors = sorted(t.error_points for t in signal)
-    alone = sorted(t.alone_error_points for t in signal)
-    missed = [f"{t.name} ({t.kind})" for t in signal if t.observed_overflow > 0 and not t.predicted_overflow]
+    whole = [t for t in signal if t.comparable]
+    errors = sorted(t.error_points for t in whole)
+    alone = sorted(t.alone_error_points for t in whole)
+    foretold = {t.trained_steps for t in tensors if t.predicted_overflow > 0}
+    missed = [f"{t.name} ({t.kind})" for t in signal if t.observed_overflow > 0 and t.trained_steps not in foretold]
     return Prediction(
         tuple(tensors),
         emulated,
@@ -76,6 +88,7 @@ def summarized(tensors: Sequence[TensorForecast], emulated: bool) -> Prediction:
         quantile(alone, 0.5),
         quantile(alone, 0.95),
         len(tensors) - len(signal),
+        len(signal) - len(whole),
         tuple(dict.fromkeys(missed)),
     )
 

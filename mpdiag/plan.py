@@ -68,11 +68,11 @@ def plan_snippet(names: tuple[str, ...], train: str | None) -> str:
 def plan_of(diagnosis: Diagnosis) -> SavedPlan | None:
     """The plan to save; None where nothing has to stay in FP32, or where no plan was found to be enough."""
     advice, target = diagnosis.advice, diagnosis.target
-    if advice is None or target is None or not advice.keep_fp32 or (advice.plan and not advice.plan.enough):
-        return None
-    scale = advice.plan or advice.loss_scale
+    plan = advice.plan if advice else None
+    if advice is None or target is None or plan is None or not plan.enough or not plan.keep_fp32:
+        return None  # names that were not tried are for a reader, not for production
     return SavedPlan(
-        advice.format, advice.keep_fp32, scale.log2_scale, scale.mode, scale.growth_interval, __version__, target.source
+        advice.format, plan.keep_fp32, plan.log2_scale, plan.mode, plan.growth_interval, __version__, target.source
     )
 
 

@@ -637,3 +637,25 @@ def test_a_packed_lstms_weights_are_cast():
 )
 def test_the_largest_input_is_the_largest_finite_floating_magnitude(batch, largest):
     assert largest_input(Start(0, {}, [batch])) == largest
+
+
+class OverGraph(nn.Module):
+    """Messages along a sparse adjacency, kept as a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("adjacency", torch.eye(3).to_sparse(), persistent=False)
+
+    def forward(self, nodes):
+        return torch.sparse.mm(self.adjacency, self.layer(nodes).float())
+
+
+def test_a_model_with_a_sparse_buffer_passes_the_selftest():
+    the_job = job(OverGraph, torch.ones(3, 4))
+    assert run_selftest(the_job, the_job.start(0, 1), CPU, steps=2).unchanged is True
+
+
+def test_an_output_without_elements_has_not_vanished():
+    the_job = job(lambda: constant(nn.Linear(1, 1)), torch.ones(0, 1))
+    assert observe(the_job, the_job.start(0, 1), CPU).vanished == ()

@@ -60,9 +60,10 @@ def diagnosis(
         growth_interval=interval,
         snippet=_snippet(log2_scale, mode, interval or 2000),
     )
+    plan = IslandPlan(islands, True, True, log2_scale, mode, interval, 1, 0.1, True) if islands else None
     return replace(
         whole,
-        advice=replace(whole.advice, loss_scale=scale, keep_fp32=islands),
+        advice=replace(whole.advice, loss_scale=scale, keep_fp32=islands, plan=plan),
         verification=replace(whole.verification, train_with=train_with),
     )
 
@@ -672,3 +673,9 @@ def test_deepspeeds_own_classes_take_the_block():
     read = get_float16_config(json.loads(DYNAMIC["DeepSpeed"]))
     scaler = CreateLossScaler(HALF, read.loss_scale, read.loss_scale == 0, read.dynamic_loss_scale_args())
     assert (scaler.loss_scale, scaler.scale_window, scaler.delayed_shift, scaler.min_scale) == (2**14, 2000, 1, 1)
+
+
+def test_names_that_were_not_tried_are_not_to_be_pasted():
+    found = diagnosis(islands=("head",))
+    untried = replace(found, advice=replace(found.advice, plan=None))
+    assert not any("mpdiag.apply" in text for text in texts(untried).values())

@@ -788,3 +788,23 @@ def test_the_command_writes_the_plan_beside_the_json(tmp_path):
     assert ran.returncode == 1, ran.stderr
     assert "out/t5_like.plan.json" in ran.stdout
     assert read_plan(tmp_path / "out" / "t5_like.plan.json").keep_fp32 == ("encoder.1.1.wo",)
+
+
+class Final(nn.Linear):
+    def __init_subclass__(cls, **kwargs):
+        raise TypeError("no more of these")
+
+
+def test_a_class_that_refuses_to_be_derived_from_is_one_error_and_no_module_is_changed():
+    model = nn.Sequential(nn.Linear(2, 2), Final(2, 2))
+    with pytest.raises(UsageError, match="1 cannot stay in FP32: Final cannot be derived from: no more of these"):
+        fp32_islands(model, ["0", "1"])
+    assert [type(module) for module in model] == [nn.Linear, Final]
+
+
+def test_an_island_that_was_parametrized_afterwards_is_still_one():
+    model = nn.Sequential(nn.Linear(2, 2))
+    fp32_islands(model, ["0"])
+    nn.utils.parametrizations.weight_norm(model[0])
+    assert is_island(model[0])
+    assert fp32_islands(model, ["0"]) == ()

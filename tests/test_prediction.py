@@ -45,10 +45,18 @@ def test_nothing_compared_has_no_error():
     assert summarized([], emulated=False) == Prediction((), False)
 
 
-def test_an_overflow_that_nothing_foretold_is_named():
-    one = forecast(0.0, 0.0, observed_overflow=0.5)
-    other = forecast(0.0, 0.0, predicted_overflow=0.5, observed_overflow=0.5, name="told")
-    assert summarized([one, other], emulated=False).overflow_missed == ("fc (activation_gradient)",)
+def test_an_overflow_that_nothing_foretold_is_named_and_not_compared():
+    found = summarized([forecast(0.0, 0.0, observed_overflow=0.5), forecast(0.5, 0.25, name="other")], emulated=False)
+    assert found.overflow_missed == ("fc (activation_gradient)",)
+    assert (found.overflowed_tensors, found.median_error_points) == (1, 25.0)
+
+
+def test_what_overflows_where_an_overflow_was_foretold_is_its_consequence():
+    told = forecast(0.0, 0.0, predicted_overflow=0.5, observed_overflow=0.5, name="told")
+    consequence = forecast(0.0, 0.0, observed_overflow=1.0)
+    elsewhere = forecast(0.0, 0.0, observed_overflow=1.0, trained_steps=20, name="later")
+    found = summarized([told, consequence, elsewhere], emulated=False)
+    assert found.overflow_missed == ("later (activation_gradient)",)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 2.0), (0.95, 4.0), (0.25, 1.0), (0.0, 1.0)])

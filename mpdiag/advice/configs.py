@@ -47,7 +47,7 @@ def configs_for(diagnosis: Diagnosis) -> tuple[Config, ...]:
         scale = plan if plan is not None and plan.snippet == snippet else advice.loss_scale
         if scale.log2_scale is None:
             return ()
-        wanted = _Wanted(scale, advice.keep_fp32)
+        wanted = _Wanted(scale, advice.plan.keep_fp32 if advice.plan and advice.plan.enough else ())
     train = snippet.removeprefix(plan_snippet(wanted.islands, None))  # the head says it, with the file
     return (
         Config("PyTorch", "python", wanted.head("import torch") + train.rstrip() + "\n", ""),

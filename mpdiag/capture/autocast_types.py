@@ -13,7 +13,7 @@ from mpdiag.capture.modules import ModuleWatch, recomputing
 from mpdiag.diagnosis import TensorKind, TensorTable
 from mpdiag.errors import MpdiagError
 from mpdiag.target import Job, Start
-from mpdiag.training.precision import FP16_AUTOCAST, Precision
+from mpdiag.training.precision import FP16_AUTOCAST, FP32_IEEE, Precision
 from mpdiag.training.session import open_session, total
 
 
@@ -80,7 +80,7 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
             seen.outputs.setdefault(name, str(tensor.dtype).removeprefix("torch."))
             ok = torch.isfinite(tensor.detach()).all()
             finite[name] = finite[name] & ok if name in finite else ok
-            some = tensor.detach().any()
+            some = tensor.detach().any() if tensor.numel() else torch.ones((), dtype=torch.bool, device=tensor.device)
             alive[name] = alive[name] | some if name in alive else some
 
         def on_input(name: str, tensor: torch.Tensor) -> None:
@@ -111,7 +111,11 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
         seen.cast = casts.cast | {n for n in names if n.rpartition(".")[0] in recurrent}
     seen.nonfinite = tuple(name for name, ok in finite.items() if not bool(ok))
     seen.fed = tuple(name for name, ok in given.items() if not bool(ok))
-    seen.vanished = tuple(name for name, some in alive.items() if not bool(some))
+    vanished = tuple(name for name, some in alive.items() if not bool(some))
+    if vanished and precision.autocast is not None:  # a layer that begins at zero is all zero in FP32 too
+        in_fp32 = observe(job, start, device, FP32_IEEE).vanished
+        vanished = tuple(name for name in vanished if name not in in_fp32)
+    seen.vanished = vanished
     return seen
 
 

@@ -49,7 +49,7 @@ class RoleReader:
     def __init__(self, model: torch.nn.Module, listener: Listener) -> None:
         self._listener = listener
         self._pasts = WeakTensorKeyDictionary()
-        self._weights = {parameter.data_ptr() for parameter in model.parameters()}
+        self._weights = {_address(parameter) for parameter in model.parameters()} - {None}
         self._marks: tuple[Row, ...] = ()  # large constants of the call that is running,
         self._masks = False  # and whether one of them is a mask's
 
@@ -147,7 +147,7 @@ class RoleReader:
         self._masks |= name in op_names.ELEMENTWISE and any(p.masked for p in pasts)
         row = self._note_output(call, made)
         product = None
-        if name in op_names.PRODUCTS and not any(t.data_ptr() in self._weights for t in given[-2:]):
+        if name in op_names.PRODUCTS and not any(_address(t) in self._weights for t in given[-2:]):
             product = row
         elif name in op_names.ELEMENTWISE:
             product = next((p.product for p in pasts if p.product is not None), None)
@@ -226,10 +226,16 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two operands are one tensor."""
     if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)) or one.dim() == 0:
         return False
-    return one is other or (
-        one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
-    )
+    here = _address(one)
+    if here is None or here != _address(other):
+        return one is other
+    return one.shape == other.shape and one.stride() == other.stride()
 
 
 def _is_two(exponent: Any) -> bool:
     return isinstance(exponent, int | float) and exponent == 2
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    """Where a tensor's elements begin; None where it has no storage of its own, as a sparse one."""
+    return tensor.data_ptr() if tensor.layout == torch.strided and not tensor.is_nested else None

@@ -67,6 +67,7 @@ class Observation:
             amp_nonfinite=self.types.nonfinite,
             amp_vanished=self.types.vanished,
             amp_fed_nonfinite=self.types.fed,
+            amp_loss_finite=self.types.finite_loss,
             input_abs_max=self.input_abs_max,
             not_seen=self.not_seen,
             counted_by=self.counted_by,

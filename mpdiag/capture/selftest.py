@@ -81,12 +81,17 @@ def _run(job: Job, start: Start, device: torch.device, steps: int, probed: bool)
 
 def _state(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
-        yield f"parameter {name}", parameter.detach().cpu().clone()
+        yield f"parameter {name}", _dense(parameter)
         if parameter.grad is not None:
-            yield f"gradient {name}", parameter.grad.detach().cpu().to_dense().clone()
+            yield f"gradient {name}", _dense(parameter.grad)
     for name, buffer in model.named_buffers():
-        yield f"buffer {name}", buffer.detach().cpu().clone()
+        yield f"buffer {name}", _dense(buffer)
     yield "random state", torch.get_rng_state()
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host with every element in its place, also of a sparse tensor."""
+    return tensor.detach().cpu().to_dense().clone()
 
 
 def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float | None:

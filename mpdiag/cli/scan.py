@@ -160,6 +160,8 @@ def _deliver(diagnosis: Diagnosis, data: Path | None, page: Path, plan: Path, pl
     kept = plan_of(diagnosis)
     if kept is not None:
         write(plan, plan_to_json(kept))
+    elif plan.exists():  # not ours to remove: a model in production may be loading it
+        click.echo(f"warning: {_shown(plan)} is an earlier scan's plan; this scan found none", err=True)
     paths = [_shown(p) for p in (page, data, plan if kept else None) if p is not None]
     click.echo(
         "\n" + "\n".join(f"{'REPORT' if i == 0 else '':<9} {path}" for i, path in enumerate(paths)), err=data is None

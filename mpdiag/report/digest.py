@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, LossScaleAdvice, Trial
-from mpdiag.drift import WindowAt
+from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Trial
 from mpdiag.foretold import Prediction
 from mpdiag.operations import NOT_OBSERVED, OpRole
-from mpdiag.report.html_numbers import share, size
+from mpdiag.report.html_numbers import size
 from mpdiag.report.islands import island_sentences
+from mpdiag.report.scale_words import drift_lines, plan_scale_lines, scale_lines
 
 SNIPPET_FOLLOWS = "train with:"
 MAX_FINDINGS = 8  # a screen; the page has all
@@ -90,14 +90,16 @@ def _count(number: int, noun: str) -> str:
 def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     lines = []
     if diagnosis.advice is not None:
-        lines += _scale_lines(diagnosis.advice.loss_scale)
-        lines += _drift(diagnosis.advice.drift)
+        lines += scale_lines(diagnosis.advice.loss_scale)
+        lines += drift_lines(diagnosis.advice.drift)
+        lines += plan_scale_lines(diagnosis.advice)
         lines += [("islands", sentence) for sentence in island_sentences(diagnosis)]
     lines += _operation_lines(diagnosis.capture)
     if diagnosis.verification is not None:
         fp16 = [c for c in diagnosis.verification.comparisons if c.candidate == "fp16"]
         lines += [comparison_line(c) for c in fp16 if c.verdict != "not-measured"]
         lines += _skips(diagnosis)
+        lines += _bf16(diagnosis.verification.comparisons)
         lines += _controls(diagnosis.verification.comparisons)
         lines += _foretold(diagnosis.verification.prediction)
     return lines
@@ -114,46 +116,6 @@ def _operation_lines(capture: Capture | None) -> list[tuple[str, str]]:
     if largest is not None:
         text += f"; the largest is {largest.abs_max:.4g}, of {largest.op} in {largest.place}"
     return [("operations", text)]
-
-
-def _scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
-    if scale.lower_log2 is None or scale.upper_log2 is None:
-        return [("scale", scale.reason)]
-    window = f"2^{scale.lower_log2}..2^{scale.upper_log2}"
-    if scale.log2_scale is None:
-        lines = [("scale", scale.reason)]
-    elif scale.mode == "none":
-        lines = [("scale", f"none needed: {scale.reason}")]
-    else:
-        lines = [("scale", f"2^{scale.log2_scale} = {_plain(scale.log2_scale)}, {scale.mode}; window {window}")]
-    for end in ("upper", "lower"):
-        names = scale.limited_by.get(end, ())
-        if names:
-            lines.append((end, f"end set by {', '.join(spoken(name) for name in names)}"))
-    if scale.underflow_before is not None and scale.energy_lost_before is not None:
-        text = f"{share(scale.underflow_before)} of the gradient elements become zero at scale 1"
-        if scale.underflow_after is not None and scale.log2_scale:
-            text += f", {share(scale.underflow_after)} at 2^{scale.log2_scale}"
-        lines.append(("lost", f"{text} ({share(scale.energy_lost_before)} of the squared norm at scale 1)"))
-    return lines
-
-
-def _drift(windows: tuple[WindowAt, ...]) -> list[tuple[str, str]]:
-    """How the window moves as training goes on."""
-    known = [w for w in windows if w.lower_log2 is not None]
-    text = ", ".join(f"step {w.first_step}: 2^{w.lower_log2}..2^{w.upper_log2}" for w in known)
-    return [("drift", text)] if known else []
-
-
-def _plain(log2_scale: int) -> str:
-    """A power of two as a number."""
-    return f"{2**log2_scale:,}" if log2_scale >= 0 else f"{2.0**log2_scale:g}"
-
-
-def spoken(bound: str) -> str:
-    """ "head.weight (weight_gradient)" as people say it: head.weight's weight gradient."""
-    name, _, kind = bound.rpartition(" (")
-    return f"{name}'s {kind.rstrip(')').replace('_', ' ')}" if name else bound
 
 
 _TOPICS = {"step_time_ms": "time", "peak_memory_bytes": "memory", "energy_joules_per_sample": "energy"}
@@ -174,6 +136,13 @@ def comparison_line(c: Comparison) -> tuple[str, str]:
     if c.interval is not None and c.margin is not None:
         text += f" (90 % within {c.interval[0]:+.2g}..{c.interval[1]:+.2g}, margin ±{c.margin:.2g})"
     return topic, f"{text}: {c.verdict}" + (f", {c.reason}" if c.reason else "")
+
+
+def _bf16(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
+    """How BF16 did, the first alternative."""
+    judged = [c for c in comparisons if c.candidate == "bf16" and not c.is_ratio and c.verdict != "not-measured"]
+    text = ", ".join(f"{c.quantity.replace('_', ' ')} {c.verdict}" for c in judged)
+    return [("bf16", text)] if text else []
 
 
 def _skips(diagnosis: Diagnosis) -> list[tuple[str, str]]:
@@ -201,11 +170,15 @@ def _controls(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
 
 def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
     """How well the counts of FP32 foretold those of FP16."""
-    if prediction is None or prediction.median_error_points is None or prediction.p95_error_points is None:
+    if prediction is None:
         return []
-    compared = len(prediction.tensors) - prediction.noise_tensors
+    if prediction.median_error_points is None or prediction.p95_error_points is None:
+        return [("foretold", "nothing to compare: FP16 overflowed everywhere")] if prediction.overflowed_tensors else []
+    compared = sum(t.comparable for t in prediction.tensors)
     text = f"underflow as FP32 foretold it, within {prediction.median_error_points:.2f} percentage points (median)"
     text += f" and {prediction.p95_error_points:.2f} (95 %), {compared} comparisons"
+    if prediction.overflowed_tensors:
+        text += f"; {prediction.overflowed_tensors} more were broken by overflow"
     return [("foretold", text)]
 
 

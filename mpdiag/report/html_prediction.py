@@ -32,7 +32,7 @@ def prediction_view(prediction: Prediction | None) -> PredictionView | None:
     """The chart and the worst tensors; None where nothing was compared."""
     if prediction is None or not prediction.tensors:
         return None
-    signal = [t for t in prediction.tensors if not t.noise]
+    signal = [t for t in prediction.tensors if t.comparable]
     trained = sorted({t.trained_steps for t in prediction.tensors})
     states = " and ".join("at the initial weights" if n == 0 else f"after {n} FP32 steps" for n in trained)
     scales = Markup(" and ").join(power(k) for k in sorted({t.log2_scale for t in prediction.tensors}))

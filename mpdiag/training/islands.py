@@ -26,8 +26,8 @@ def fp32_islands(model: torch.nn.Module, names: Iterable[str]) -> tuple[torch.nn
     """Make islands of the named modules, all or none; returns those that were not islands before.
 
     Their floating 16-bit inputs are cast to FP32 and autocast is off inside them, so their outputs are FP32. The
-    model itself goes by "" or by the name of its class. Raises UsageError `unknown-module`, `island-not-fp32` or
-    `island-scripted`.
+    model itself goes by "" or by the name of its class. Raises UsageError `unknown-module`, `island-not-fp32`,
+    `island-scripted` or `island-class`.
     """
     known = _by_name(model)
     found = {module: name for name in names for module in [_named(known, name)]}
@@ -36,20 +36,28 @@ def fp32_islands(model: torch.nn.Module, names: Iterable[str]) -> tuple[torch.nn
     made = tuple(module for module in found if not is_island(module))
     for module in made:
         plain: Any = type(module)  # Any: mypy takes a class of modules for unhashable
-        module.__class__ = _island_class(plain)
+        try:
+            module.__class__ = _island_class(plain)
+        except Exception as error:  # a class may refuse to be derived from, in its own words
+            lift_islands(made)
+            raise UsageError(
+                "island-class",
+                f"{found[module] or 'the model'} cannot stay in FP32: {plain.__name__} cannot be derived from: {error}",
+                "write torch.autocast(..., enabled=False) into its forward instead",
+            ) from error
     return made
 
 
 def lift_islands(modules: Iterable[torch.nn.Module]) -> None:
     """Make plain modules of islands again: `lift_islands(model.modules())`. Others are left alone."""
     for module in modules:
-        if is_island(module):
+        if _PLAIN in vars(type(module)):
             module.__class__ = vars(type(module))[_PLAIN]
 
 
 def is_island(module: torch.nn.Module) -> bool:
     """Whether a module was made an island."""
-    return _PLAIN in vars(type(module))
+    return any(_PLAIN in vars(cls) for cls in type(module).__mro__)  # torch's parametrizations derive from it again
 
 
 @cache

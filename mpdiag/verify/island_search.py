@@ -9,6 +9,7 @@ import torch
 
 from mpdiag.advice.islands import gradient_candidates, overflowing_layers
 from mpdiag.diagnosis import Advice, Capture, Trial
+from mpdiag.errors import UsageError
 from mpdiag.plan import IslandPlan, plan_snippet
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import FP16_AUTOCAST, emulated
@@ -90,6 +91,9 @@ class IslandSearch:
             self._grow(proven)
             if self.enough:
                 self._prune(proven)
+        except UsageError as error:  # a class that cannot be an island
+            self.enough = self.minimal = False
+            self.reason = error.message
         except OutOfTimeError:
             what = "it is not shown that none can be left out" if self.enough else "no set was found"
             budget, count = self.trials.budget_seconds, self.trials.iterations

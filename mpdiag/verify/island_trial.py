@@ -55,6 +55,7 @@ def plain_fp16(capture: Capture, advice: Advice) -> IslandTrial:
         nonfinite=capture.amp_nonfinite,
         vanished=capture.amp_vanished,
         fed=capture.amp_fed_nonfinite,
+        finite_loss=capture.amp_loss_finite,
         loss=capture.loss_amp_dtype,
         error=capture.amp_error,
     )
@@ -114,6 +115,7 @@ class IslandTrials:
             amp_nonfinite=types.nonfinite,
             amp_vanished=types.vanished,
             amp_fed_nonfinite=types.fed,
+            amp_loss_finite=types.finite_loss,
         )
         self._slowest = max(self._slowest, time.perf_counter() - began)
         return IslandTrial(names, types, capture, advise(capture), _broken(capture))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
@@ -46,8 +47,9 @@ def number(value: float) -> str:
 
 def island(module: str) -> str:
     """Code that keeps one module in FP32 inside an autocast region."""
+    path = re.sub(r"\.?(?<![^.])(\d+)(?=\.|$)", r"[\1]", module)  # the items of a ModuleList or Sequential
     return (
         f"# in the forward that calls {module}\n"
         'with torch.autocast("cuda", enabled=False):\n'
-        f"    y = self.{module}(x.float())\n"
+        f"    y = self{path if path.startswith('[') else f'.{path}'}(x.float())\n"
     )

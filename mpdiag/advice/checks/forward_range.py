@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, island, number
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind, TensorTable
-from mpdiag.formats import FP16
+from mpdiag.formats import FP16, FP32
 
 
 class ActivationOverflow(Check):
@@ -34,6 +34,8 @@ class ActivationOverflow(Check):
         for table in capture.of_kind(TensorKind.ACTIVATION):
             if table.amp_dtype != "float16" or table.abs_max is None or table.abs_max < FP16.max / 2:
                 continue
+            if table.abs_max >= 2.0**FP32.max_exponent and table.name not in capture.amp_nonfinite:
+                continue  # a finfo(x.dtype).min, which is FP16's own there: the iteration in FP16 was finite
             over = table.abs_max >= FP16.overflows_at
             octaves = math.log2(FP16.max / table.abs_max)
             room = f"{-octaves:.1f} octaves above" if over else f"{octaves:.1f} octaves below"
@@ -55,7 +57,7 @@ class NonfiniteInHalf(Check):
     before its scaling, a sum over many elements, an additive mask of -1e9. Divided by, an infinity leaves zeros.
 
     Threshold: one non-finite element in the first batch and none in FP32, or nothing but zeros where FP32 has others.
-    Only the first module is named: what follows inherits it.
+    Only the first module is named: what follows inherits it. The loss, where only the loss is not finite.
 
     Remedy: compute that part in FP32, or use torch's own layer_norm, rms_norm or scaled_dot_product_attention.
 
@@ -91,6 +93,15 @@ class NonfiniteInHalf(Check):
                 table.source,
             )
             return
+        if capture.amp_loss_finite is False:
+            yield self.finding(
+                "error",
+                "the loss",
+                "the loss is inf or NaN under FP16 autocast, though every module's output is finite",
+                "compute the loss in FP32; `--depth ops` names the operation",
+                {"limit": FP16.overflows_at},
+                "loss = loss_fn(output.float(), target)",
+            )
 
     def _before(self, name: str, table: TensorTable) -> Finding:
         """The fault lies between modules, in what this one is given."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, number
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice
-from mpdiag.formats import FP16
+from mpdiag.formats import FP16, FP32
 from mpdiag.operations import OpRole, OpTable
 
 _NORM_IN_FP32 = """\
@@ -40,6 +40,8 @@ class _Overflow(Check):
         reached = largest(table)
         if reached < FP16.max / 2:
             return
+        if 2.0**FP32.max_exponent <= reached < math.inf and table.amp_result == "finite":
+            return  # a finfo(x.dtype).min, which is FP16's own in FP16
         over = reached >= FP16.overflows_at
         octaves = math.log2(FP16.max / reached) if math.isfinite(reached) else -math.inf
         where = f"{-octaves:.1f} octaves above" if over else f"{octaves:.1f} octaves below"

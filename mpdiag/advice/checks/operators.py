@@ -14,6 +14,8 @@ from mpdiag.formats import FP16
 _SENSITIVE = re.compile(r"softmax|norm|loss", re.IGNORECASE)
 _FP32_INSIDE = re.compile(r"(Batch|Instance|SyncBatch)Norm\dd?|SyncBatchNorm|Normalize")
 # torch's batch and instance norms keep FP32 statistics whatever the type of their input
+_TORCH_NORM = re.compile(r"(Batch|Instance|Layer|Group|RMS)Norm(\dd)?|LocalResponseNorm")
+_NO_HALF_HERE = ("not implemented for 'Half'", "Unsupported dtype Half")
 
 
 class MustStayFp32(Check):
@@ -24,7 +26,7 @@ class MustStayFp32(Check):
     whose output is FP16 was written by hand from operators autocast leaves in FP16.
 
     Threshold: class name says softmax, norm or loss; output FP16 under autocast; not torch's batch or instance norm,
-    which keep FP32 statistics.
+    which keep FP32 statistics, nor a block that has one of torch's norms inside.
 
     Remedy: torch's functional version, or an FP32 island.
 
@@ -36,9 +38,13 @@ class MustStayFp32(Check):
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per module."""
-        for table in capture.of_kind(TensorKind.ACTIVATION):
+        tables = capture.of_kind(TensorKind.ACTIVATION)
+        norms = [table.name for table in tables if _TORCH_NORM.fullmatch(table.module_type)]
+        for table in tables:
             kind = table.module_type
-            if table.amp_dtype == "float16" and _SENSITIVE.search(kind) and not _FP32_INSIDE.search(kind):
+            by_hand = _SENSITIVE.search(kind) and not _FP32_INSIDE.search(kind)
+            block = any(name.startswith(f"{table.name}.") for name in norms)
+            if table.amp_dtype == "float16" and by_hand and not block:
                 yield self.finding(
                     "warning",
                     table.name,
@@ -131,7 +137,8 @@ class AutocastFails(Check):
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
-        if capture.amp_error and "not implemented for 'Half'" in capture.amp_error and capture.device == "cpu":
+        no_half = any(words in (capture.amp_error or "") for words in _NO_HALF_HERE)
+        if capture.amp_error and no_half and capture.device == "cpu":
             yield self.finding(
                 "info",
                 "the emulation",

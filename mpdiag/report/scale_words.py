@@ -1,0 +1,58 @@
+"""The loss-scale advice in words, for one screen: (topic, text) lines."""
+
+from __future__ import annotations
+
+from mpdiag.diagnosis import Advice, LossScaleAdvice
+from mpdiag.drift import WindowAt
+from mpdiag.report.html_numbers import share
+
+
+def scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
+    """The scale, what sets the ends of its window, and what is lost."""
+    if scale.lower_log2 is None or scale.upper_log2 is None:
+        return [("scale", scale.reason)]
+    window = f"2^{scale.lower_log2}..2^{scale.upper_log2}"
+    if scale.log2_scale is None:
+        lines = [("scale", scale.reason)]
+    elif scale.mode == "none":
+        lines = [("scale", f"none needed: {scale.reason}")]
+    else:
+        lines = [("scale", f"2^{scale.log2_scale} = {_plain(scale.log2_scale)}, {scale.mode}; window {window}")]
+    for end in ("upper", "lower"):
+        names = scale.limited_by.get(end, ())
+        if names:
+            lines.append((end, f"end set by {', '.join(spoken(name) for name in names)}"))
+    if scale.underflow_before is not None and scale.energy_lost_before is not None:
+        text = f"{share(scale.underflow_before)} of the gradient elements become zero at scale 1"
+        if scale.underflow_after is not None and scale.log2_scale:
+            text += f", {share(scale.underflow_after)} at 2^{scale.log2_scale}"
+        lines.append(("lost", f"{text} ({share(scale.energy_lost_before)} of the squared norm at scale 1)"))
+    return lines
+
+
+def plan_scale_lines(advice: Advice) -> list[tuple[str, str]]:
+    """The scale with the plan's FP32 islands, where it is another: without them no scale may be right."""
+    plan, scale = advice.plan, advice.loss_scale
+    if plan is None or not plan.enough or plan.log2_scale in (None, scale.log2_scale):
+        return []
+    return [("islands", f"with them in FP32 other gradients bind: the scale is 2^{plan.log2_scale}, {plan.mode}")]
+
+
+def drift_lines(windows: tuple[WindowAt, ...]) -> list[tuple[str, str]]:
+    """How the window moves as training goes on."""
+    known = [w for w in windows if w.lower_log2 is not None]
+    text = ", ".join(f"step {w.first_step}: 2^{w.lower_log2}..2^{w.upper_log2}" for w in known)
+    if known and max(w.lower_log2 or 0 for w in known) > min(w.upper_log2 or 0 for w in known):
+        text += "; no one scale serves them all, so the scale has to move: dynamic scaling does"
+    return [("drift", text)] if known else []
+
+
+def _plain(log2_scale: int) -> str:
+    """A power of two as a number."""
+    return f"{2**log2_scale:,}" if log2_scale >= 0 else f"{2.0**log2_scale:g}"
+
+
+def spoken(bound: str) -> str:
+    """ "head.weight (weight_gradient)" as people say it: head.weight's weight gradient."""
+    name, _, kind = bound.rpartition(" (")
+    return f"{name}'s {kind.rstrip(')').replace('_', ' ')}" if name else bound

@@ -1,0 +1,125 @@
+"""Every planted fault is found where it is, and nothing is found in models without one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+from planted_faults import HEALTHY, MISSED, PLANTS, T5_LIKE
+
+from mpdiag.advice import advise
+from mpdiag.advice.checks import BY_CODE
+from mpdiag.api import scan
+from mpdiag.capture.autocast_types import observe
+from mpdiag.capture.op_scan import observe_operations
+from mpdiag.capture.run import Observation, observe_training
+from mpdiag.diagnosis import Finding, SelfTest
+from mpdiag.drift import observed_parts
+from mpdiag.target import load_job
+from mpdiag.target.job import Job
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+STEPS = 3
+
+# model -> warnings that are true: MP201 says that FP16 needs a loss scale, as it does where a loss is a mean over a
+# batch and a layer's gradient one over many positions too
+MODELS: dict[str, tuple[str, ...]] = {
+    "examples/char_gpt.py": (),
+    "examples/digits_cnn.py": ("MP201",),  # 128 images, averaged over 4 x 4 positions
+    "tests/targets/attention.py": (),
+    "tests/targets/checkpointed.py": (),
+    "tests/targets/convnext.py": ("MP201",),  # 32 images, averaged over 8 x 8 positions, layer scale 0.1
+    "tests/targets/encoder.py": (),
+    "tests/targets/fourier.py": (),
+    "tests/targets/frozen.py": (),
+    "tests/targets/gan.py": (),
+    "tests/targets/lstm.py": (),
+    "tests/targets/packed_gru.py": (),
+    "tests/targets/penalty.py": (),
+    "tests/targets/resnet.py": (),
+    "tests/targets/tied.py": (),
+    "tests/targets/unet.py": (),
+    "tests/targets/vae.py": (),
+}
+SMALL_GPT = {"CONTEXT": 32, "BATCH": 8, "WIDTH": 32, "HEADS": 2, "LAYERS": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from more, and workers beside each other lose."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def findings(job: Job, seed: int = 0) -> tuple[Finding, ...]:
+    """What a scan without verification says: its stages, less the self-test."""
+    start = job.start(seed, STEPS)
+    observation = Observation(CPU, seed, SelfTest(None, 0))
+    observation.types = observe(job, start, CPU)
+    observe_training(job, start, observation, observed_parts(STEPS))
+    operations = observe_operations(job, start, CPU)
+    capture = replace(observation.record(), operations=operations.tables, operations_reason=operations.reason)
+    return advise(capture).findings
+
+
+def alarms(found: tuple[Finding, ...]) -> set[tuple[str, str, str]]:
+    return {(f.code, f.subject, f.message) for f in found if f.severity != "info"}
+
+
+def known(defect: str | None) -> pytest.MarkDecorator | tuple[()]:
+    return pytest.mark.xfail(reason=defect, strict=True) if defect else ()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
+def test_a_planted_fault_is_found_with_its_subject_and_line_and_nothing_unrelated_is(plant, seed):
+    found = findings(plant.build(), seed)
+    severities = {f.severity for f in found if (f.code, f.subject) == (plant.code, plant.subject)}
+    assert severities == {plant.severity}, found
+    if plant.line is not None:
+        places = {Path(f.source).name for f in found if (f.code, f.subject) == (plant.code, plant.subject) and f.source}
+        assert places == {plant.line}
+    assert {a for a in alarms(found) if a[0] not in (plant.code, *plant.consequences)} == set()
+
+
+@pytest.mark.parametrize(
+    "build", [pytest.param(build, id=name, marks=known(why)) for name, (build, why) in MISSED.items()]
+)
+def test_a_fault_that_no_rule_is_made_for_is_found_all_the_same(build):
+    assert {code for code, _, _ in alarms(findings(build()))} - {"MP201"}
+
+
+def test_every_code_has_a_plant():
+    assert {plant.code for plant in PLANTS.values()} == set(BY_CODE)
+
+
+@pytest.mark.parametrize("target", MODELS)
+def test_a_healthy_model_has_no_alarm_but_the_true_ones(target, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    job = load_job(target)
+    if target == "examples/char_gpt.py":
+        job.build_model.__globals__.update(SMALL_GPT)
+    found = findings(job)
+    assert {a for a in alarms(found) if a[0] not in MODELS[target]} == set()
+
+
+@pytest.mark.parametrize("case", [pytest.param(h, id=name, marks=known(h.defect)) for name, h in HEALTHY.items()])
+def test_what_looks_like_a_fault_and_is_none_has_no_alarm_but_the_true_ones(case):
+    found = findings(case.build())
+    assert {a for a in alarms(found) if a[0] not in case.expected} == set()
+
+
+def test_these_stages_find_what_a_scan_finds():
+    scanned = scan(T5_LIKE, steps=STEPS, device="cpu", verify=False, depth="ops")
+    assert scanned.advice is not None
+    assert scanned.advice.findings == findings(load_job(T5_LIKE))
