@@ -64,13 +64,12 @@ class Ledger:
     """Counts tensors under their sites. include and exclude are shell patterns on names, as the Probe explains."""
 
     def __init__(self, device: torch.device, include: tuple[str, ...], exclude: tuple[str, ...], rows: int) -> None:
-        self._device = device
         self._include, self._exclude = include, exclude
         self._capacity = rows
         self._tables: dict[torch.device, CountTable] = {}
         self._sites: list[Site] = []
         self._tensors: list[Tensor] = []
-        self._totals, self._part = Totals(), Totals()
+        self._parts = [Totals()]  # the last one grows
         self._lock = Lock()  # backward has a thread for each device
         self._pending: deque[Sent] = deque()
         self._scale: torch.Tensor | None = None
@@ -89,7 +88,8 @@ class Ledger:
         """Count a tensor; `later`: it stays as it is until `count_waiting`, so it may share a launch with others."""
         if not site.wanted:
             return
-        if tensor.device.type == "cuda" and tensor.dtype in TYPES and not tensor.is_nested and not tensor.is_sparse:
+        dense = tensor.layout == torch.strided and not tensor.is_nested
+        if dense and tensor.device.type == "cuda" and tensor.dtype in TYPES:
             real = tensor  # as most are: not one operator of torch is called
         else:
             with torch.no_grad():
@@ -154,13 +154,13 @@ class Ledger:
     def tables(self, sources: dict[str, str]) -> tuple[TensorTable, ...]:
         """The totals so far, in the order first seen. sources: file:line by module name."""
         self.wait()
-        return self._tables_of(self._totals, sources)
+        return self._tables_of(Totals.together(self._parts), sources)
 
     def end_part(self, sources: dict[str, str]) -> tuple[TensorTable, ...]:
         """The same since the last call."""
         self.wait()
-        part, self._part = self._part, Totals()
-        return self._tables_of(part, sources)
+        self._parts.append(Totals())
+        return self._tables_of(self._parts[-2], sources)
 
     def _tables_of(self, totals: Totals, sources: dict[str, str]) -> tuple[TensorTable, ...]:
         found = [(row, site) for row, site in enumerate(self._sites) if totals.steps(row)]
@@ -178,8 +178,7 @@ class Ledger:
         void = [sites for found_inf, sites in sent.found_inf if float(found_inf.values())]
         forgotten = [site.row for sites in void for site in sites if site.row is not None]
         self._skipped_steps += sent.gradients_came and sent.steps == len(void)
-        for totals in (self._totals, self._part):
-            totals.add([table.values() for table in sent.tables], gradients, scale, forgotten)
+        self._parts[-1].add([table.values() for table in sent.tables], gradients, scale, forgotten)
         for waiting in sent.all():
             waiting.release()
 

@@ -39,17 +39,30 @@ class Totals:
         if here:
             counts = counts.clone()
             counts[here] = unscaled(counts[here], scale)
+        seen = counts[:, :CODES].sum(dim=1) > 0
+        self._include(counts, seen)
+        self._maxima.append(counts[:, ABS_MAX].clone())
+        self._seen.append(seen)
+
+    @classmethod
+    def together(cls, parts: Sequence[Totals]) -> Totals:
+        """The totals of several parts of a capture, in their order."""
+        whole = cls()
+        for part in parts:
+            whole._include(part._sum, part._steps)
+            whole._maxima += part._maxima
+            whole._seen += part._seen
+        return whole
+
+    def _include(self, counts: torch.Tensor, steps: torch.Tensor) -> None:
         missing = len(counts) - len(self._sum)
         if missing > 0:
             self._sum = torch.cat([self._sum, empty_table(missing, _HOST)])
             self._steps = torch.cat([self._steps, torch.zeros(missing, dtype=torch.int64)])
-        seen = counts[:, :CODES].sum(dim=1) > 0
         smallest = torch.minimum(self._sum[: len(counts), ABS_MIN], counts[:, ABS_MIN])
         self._sum[: len(counts)] += counts
         self._sum[: len(counts), ABS_MIN] = smallest
-        self._steps[: len(counts)] += seen
-        self._maxima.append(counts[:, ABS_MAX].clone())
-        self._seen.append(seen)
+        self._steps[: len(counts)] += steps
 
     def steps(self, row: int) -> int:
         """In how many steps a row was counted."""

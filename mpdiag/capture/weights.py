@@ -85,6 +85,7 @@ class WeightWatch:
         task = torch._C._current_graph_task_id()
         if task != self._task:
             self._task = task
+            self._arriving.clear()  # of a pass that raised between a gradient's arrival and its place in .grad
             node = torch.autograd.graph.get_gradient_edge(parameter).node
             try:
                 self._fills_grad = bool(torch._C._will_engine_execute_node(node))

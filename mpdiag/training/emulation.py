@@ -53,7 +53,6 @@ class _Casts:
 
     def __init__(self) -> None:
         self._weights: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
-        self._dtype: torch.dtype | None = None
 
     def to(self, value: Any, dtype: torch.dtype) -> Any:
         if not eligible(value) or value.dtype == dtype:
