@@ -35,7 +35,7 @@ from peers import HfDebug, HistcLog2, Observer, WandbStyle
 
 from mpdiag.capture.probe import Probe
 from mpdiag.device.environment import describe
-from mpdiag.device.precision_settings import ieee_fp32
+from mpdiag.device.precision_settings import fp32_products
 from mpdiag.device.stopwatch import release_memory
 
 
@@ -170,7 +170,7 @@ def run_rounds(
 def measure(model: str, device: torch.device, arms: list[str], rounds: int, deadline: float) -> list[dict[str, object]]:
     who: dict[str, object] = {"model": model, "subject": (MODELS[model].__doc__ or "").rstrip(".")}
     try:
-        with ieee_fp32():
+        with fp32_products("ieee"):
             done, failed = run_rounds(Bench(model, device), arms, rounds, deadline, random.Random(model))
     except (ImportError, RuntimeError) as error:  # torchvision raises either beside a torch it was not built for
         return [{**who, "arm": None, "not_measured": _reason(error)}]

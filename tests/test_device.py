@@ -16,7 +16,7 @@ import mpdiag
 from mpdiag.device import nvml as nvml_room
 from mpdiag.device.environment import describe
 from mpdiag.device.nvml import GPM_METRICS, MIN_GPM_SECONDS, Nvml, Reading, driver_version
-from mpdiag.device.precision_settings import configured, ieee_fp32, is_ieee
+from mpdiag.device.precision_settings import configured, fp32_products, is_ieee
 from mpdiag.device.select import select_device
 from mpdiag.errors import UsageError
 
@@ -308,25 +308,25 @@ def mixed_settings() -> Iterator[dict[str, str]]:
 
 def test_within_ieee_fp32_every_switch_says_ieee(mixed_settings):
     assert {mixed_settings["cuda.matmul"], mixed_settings["mkldnn.matmul"]} == {"tf32", "bf16"}
-    with ieee_fp32():
+    with fp32_products("ieee"):
         assert set(all_settings().values()) == {"ieee"}
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
 
 
 def test_the_users_settings_come_back(mixed_settings):
-    with ieee_fp32():
+    with fp32_products("ieee"):
         pass
     assert all_settings() == mixed_settings
 
 
 def test_the_users_settings_come_back_after_an_exception(mixed_settings):
-    with pytest.raises(ZeroDivisionError), ieee_fp32():
+    with pytest.raises(ZeroDivisionError), fp32_products("ieee"):
         raise ZeroDivisionError
     assert all_settings() == mixed_settings
 
 
 def test_the_users_settings_come_back_after_nesting(mixed_settings):
-    with ieee_fp32(), ieee_fp32():
+    with fp32_products("ieee"), fp32_products("ieee"):
         pass
     assert all_settings() == mixed_settings
 

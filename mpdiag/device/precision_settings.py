@@ -38,12 +38,15 @@ def is_ieee(device: torch.device) -> bool:
 
 
 @contextmanager
-def ieee_fp32() -> Iterator[None]:
-    """Within it, FP32 products are IEEE FP32 everywhere; the user's settings come back on exit."""
+def fp32_products(arithmetic: str) -> Iterator[None]:
+    """Within it, FP32 products are computed in "ieee" FP32 or in "tf32"; the user's settings come back on exit.
+
+    TF32 is for CUDA's backends only: oneDNN on a CPU would round to it too, which no one asked for.
+    """
     before = {name: switch.fp32_precision for name, switch in _switches().items()}
     try:
-        for switch in _switches().values():
-            switch.fp32_precision = "ieee"
+        for name, switch in _switches().items():
+            switch.fp32_precision = arithmetic if not name.startswith("mkldnn") else "ieee"
         yield
     finally:
         for name, switch in _switches().items():

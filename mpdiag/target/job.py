@@ -54,6 +54,7 @@ class Job:
     higher_is_better: bool = True
     synthetic_data: bool = False
     notes: tuple[str, ...] = ()
+    target: str = ""  # what the user typed, for processes that load the job again
     _kept: tuple[int, Start] | None = field(default=None, repr=False)
 
     def start(self, seed: int, count: int) -> Start:

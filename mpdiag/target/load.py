@@ -56,6 +56,7 @@ def load_job(target: str) -> Job:
         higher_is_better=bool(namespace.get("HIGHER_IS_BETTER", namespace.get("higher_is_better", True))),
         synthetic_data=bool(namespace.get("SYNTHETIC_DATA", False)),
         notes=notes,
+        target=target,
     )
 
 

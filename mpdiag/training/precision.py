@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from mpdiag.device.precision_settings import ieee_fp32
+from mpdiag.device.precision_settings import fp32_products
 from mpdiag.training.emulation import cuda_policy
 
 
@@ -18,8 +18,9 @@ class Precision:
     """A numeric policy.
 
     autocast: None (FP32), torch.float16 or torch.bfloat16. pure: the whole model in that type, no FP32 master
-    weights. log2_scale: a GradScaler starts there; None trains without one. ieee: FP32 products in IEEE
-    arithmetic, whatever the user's TF32 settings say. keep_fp32: modules that are FP32 islands.
+    weights. log2_scale: a GradScaler starts there; None trains without one. ieee, tf32: FP32 products in IEEE
+    arithmetic or in TF32, whatever the user's settings say. keep_fp32: modules that are FP32 islands. channels_last:
+    model and images in that memory format. compiled: the model goes through torch.compile.
     """
 
     name: str
@@ -29,12 +30,28 @@ class Precision:
     growth_interval: int = 2000
     ieee: bool = False
     keep_fp32: tuple[str, ...] = ()
+    tf32: bool = False
+    channels_last: bool = False
+    compiled: bool = False
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
         """torch's own GradScaler, or None when this policy trains unscaled."""
         if self.log2_scale is None:
             return None
         return torch.amp.GradScaler(device.type, init_scale=2.0**self.log2_scale, growth_interval=self.growth_interval)
+
+
+def as_dict(precision: Precision) -> dict[str, Any]:
+    """A precision as JSON can carry it to another process."""
+    dtype = precision.autocast
+    return asdict(precision) | {"autocast": None if dtype is None else str(dtype).removeprefix("torch.")}
+
+
+def from_dict(record: dict[str, Any]) -> Precision:
+    """The precision that `as_dict` described."""
+    dtype = record["autocast"]
+    islands = tuple(record["keep_fp32"])
+    return Precision(**record | {"autocast": dtype and getattr(torch, dtype), "keep_fp32": islands})
 
 
 FP32_IEEE = Precision("FP32", ieee=True)
@@ -61,7 +78,7 @@ def in_force(precision: Precision, device: torch.device) -> Iterator[Region]:
 
     On a CUDA device the region is torch's autocast. On any other it is the emulated CUDA policy.
     """
-    with ieee_fp32() if precision.ieee else nullcontext():
+    with fp32_products("ieee") if precision.ieee else fp32_products("tf32") if precision.tf32 else nullcontext():
         if precision.autocast is None:
             with autocast_off() as met:
                 yield Region(nullcontext, met)

@@ -16,18 +16,21 @@ from mpdiag.target.user_code import guarded
 from mpdiag.training.islands import fp32_islands, lift_islands
 from mpdiag.training.precision import Precision, Region, in_force
 
+IMAGE_DIMENSIONS = 4  # batch, channels, height, width: what channels_last is defined for
+
 
 class Session:
     """A model in training under one precision. Made by `open_session`.
 
     `step(batch)` does one iteration and returns the losses by name as detached scalars on the device, without
-    synchronizing. `loss_dtype` is the type the last loss came in.
+    synchronizing. `loss_dtype` is the type the last loss came in. Steps are for inside `in_force` of its precision.
     """
 
     def __init__(self, job: Job, model: torch.nn.Module, optimizers: Optimizers, precision: Precision,
                  device: torch.device, region: Region) -> None:  # fmt: skip
         self.job = job
         self.model = model
+        self.called: Any = torch.compile(model) if precision.compiled else model
         self.optimizers = optimizers
         self.precision = precision
         self.device = device
@@ -41,6 +44,8 @@ class Session:
         def move(tensor: torch.Tensor) -> torch.Tensor:
             if self.precision.pure and tensor.is_floating_point():
                 return tensor.to(self.device, self.precision.autocast, copy=True)
+            if self.precision.channels_last and tensor.dim() == IMAGE_DIMENSIONS:
+                return tensor.to(self.device, copy=True, memory_format=torch.channels_last)
             return tensor.to(self.device, copy=True)
 
         return map_tensors(move, batch)
@@ -77,7 +82,7 @@ class Session:
 
     def _parts(self, batch: Any) -> Iterator[Any]:
         """The (name, loss) pairs of one iteration, computed as they are asked for if the job yields them."""
-        losses = self.job.losses(self.model, batch)
+        losses = self.job.losses(self.called, batch)
         if isinstance(losses, torch.Tensor) or not isinstance(losses, Iterable):
             raise UsageError(
                 "no-loss",
@@ -139,20 +144,30 @@ class Session:
 @contextmanager
 def open_session(job: Job, start: Start, precision: Precision, device: torch.device) -> Iterator[Session]:
     """A fresh run from a start; its policy is in force until the block ends."""
-    with in_force(precision, device) as region:
-        model = job.build(start, device)
-        if precision.pure:
-            model = model.to(precision.autocast)
-        with guarded("building the optimizer"):
-            optimizers = job.build_optimizers(model)
-        _check_optimizers(job, model, optimizers)
-        if not optimizers:
-            raise UsageError("target-no-optimizer", f"{job.source}: build_optimizers gave none", "return at least one")
-        islands = fp32_islands(model, precision.keep_fp32)
-        try:
-            yield Session(job, model, optimizers, precision, device, region)
-        finally:
-            lift_islands(islands)  # the job may build one and the same object again
+    with in_force(precision, device) as region, build_session(job, start, precision, device, region) as session:
+        yield session
+
+
+@contextmanager
+def build_session(
+    job: Job, start: Start, precision: Precision, device: torch.device, region: Region
+) -> Iterator[Session]:
+    """A fresh run, for callers that put its policy in force; its FP32 islands last as long as the block."""
+    model = job.build(start, device)
+    if precision.pure:
+        model = model.to(precision.autocast)
+    if precision.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
+    with guarded("building the optimizer"):
+        optimizers = job.build_optimizers(model)
+    _check_optimizers(job, model, optimizers)
+    if not optimizers:
+        raise UsageError("target-no-optimizer", f"{job.source}: build_optimizers gave none", "return at least one")
+    islands = fp32_islands(model, precision.keep_fp32)
+    try:
+        yield Session(job, model, optimizers, precision, device, region)
+    finally:
+        lift_islands(islands)  # the job may build one and the same object again
 
 
 def _check_optimizers(job: Job, model: torch.nn.Module, optimizers: Optimizers) -> None:

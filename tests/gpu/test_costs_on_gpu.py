@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mpdiag.device.nvml import Nvml
-from mpdiag.device.precision_settings import configured, ieee_fp32
+from mpdiag.device.precision_settings import configured, fp32_products
 from mpdiag.device.stopwatch import peak_memory_bytes, time_steps
 
 pytestmark = pytest.mark.gpu
@@ -25,7 +25,7 @@ def test_ieee_fp32_is_tighter_than_the_configured_tf32(gpu):
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
         loose = (single @ single).cpu().double()
-        with ieee_fp32():
+        with fp32_products("ieee"):
             tight = (single @ single).cpu().double()
         assert configured(gpu)["cuda.matmul"] == "tf32"
     finally:
@@ -51,7 +51,7 @@ def test_gpm_tells_tensor_cores_from_plain_fp32(gpu):
     nvml = Nvml(gpu)
     shares = {}
     for name, step in (("fp16", _product(torch.float16)), ("fp32", _product(torch.float32))):
-        with ieee_fp32(), nvml.window() as reading:
+        with fp32_products("ieee"), nvml.window() as reading:
             time_steps(step, 1.0)
         if reading.gpm is None:
             pytest.skip(f"GPM: {reading.reasons['tensor_core']}")

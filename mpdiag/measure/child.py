@@ -1,0 +1,122 @@
+"""One measurement in a process of its own: memory starts empty there, and a crash or an OOM ends nothing but itself.
+
+    python -m mpdiag.measure.child    reads {"task": "module:function", "request": {...}} from stdin
+
+The parent's word for what went wrong is a reason, never a number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpdiag.errors import MpdiagError, safe_text
+
+LAST_WORDS = 300  # characters of a crashed child's stderr that are shown
+_FOLDER = str(Path(__file__).resolve().parents[2])  # the child finds this very mpdiag, installed or not
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a child measured; None with a reason where it did not come to that. slug: of the error it met."""
+
+    value: dict[str, Any] | None
+    reason: str | None = None
+    slug: str | None = None
+
+
+class Child:
+    """A child at work. `reply` waits for it; several may run side by side."""
+
+    def __init__(self, task: str, request: dict[str, Any], seconds: float) -> None:
+        self._seconds = seconds
+        self._answer = tempfile.NamedTemporaryFile(prefix="mpdiag-", suffix=".json")  # noqa: SIM115 # lives as long as the child
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        path = os.pathsep.join(filter(None, (_FOLDER, os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mpdiag.measure.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # what the user's code prints is not ours to show twice
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is the parent's, who then ends the child and its workers
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(json.dumps({"task": task, "request": request, "answer": self._answer.name}).encode())
+
+    def reply(self) -> Reply:
+        """Its answer, or why there is none: it took longer than its seconds, was killed, or raised."""
+        try:
+            code = self._process.wait(self._seconds)
+        except subprocess.TimeoutExpired:
+            self.end()
+            return Reply(None, f"the process that measures it took longer than {self._seconds:.0f} s")
+        except BaseException:
+            self.end()
+            raise
+        self._answer.seek(0)
+        text = self._answer.read()
+        if not text:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            said = self._last_words()
+            return Reply(None, f"the process that measures it {how}" + (f": {said}" if said else ""))
+        return Reply(**json.loads(text))
+
+    def end(self) -> None:
+        """Kill it with whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][-LAST_WORDS:] if lines else ""
+
+
+def in_child(task: str, request: dict[str, Any], seconds: float) -> Reply:
+    """Run `module:function` of this package on a request in a fresh process; both ways JSON."""
+    return Child(task, request, seconds).reply()
+
+
+def _end_with_parent() -> None:
+    """End this process soon after its parent is gone: a killed scan must not leave one holding the GPU."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """The child's side."""
+    asked = json.loads(sys.stdin.read())
+    _end_with_parent()
+    module, _, function = asked["task"].partition(":")
+    try:
+        reply: dict[str, Any] = {"value": getattr(importlib.import_module(module), function)(asked["request"])}
+    except MpdiagError as error:
+        reply = {"value": None, "reason": error.message, "slug": error.slug}
+    except Exception as error:
+        slug = "out-of-memory" if type(error).__name__ == "OutOfMemoryError" else None
+        reply = {"value": None, "reason": f"{type(error).__name__}: {safe_text(error)}", "slug": slug}
+    Path(asked["answer"]).write_text(json.dumps(reply))
+
+
+if __name__ == "__main__":
+    main()
