@@ -23,7 +23,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class TargetRecord:
-    """The training job, as it came in."""
+    """The training job, as it came in. start_from: the checkpoint that its runs began with, None for initialisation."""
 
     name: str
     source: str
@@ -35,3 +35,4 @@ class TargetRecord:
     metric: str | None
     higher_is_better: bool
     notes: tuple[str, ...] = ()
+    start_from: str | None = None

@@ -1,290 +1,32 @@
-"""The device rooms without a GPU: reasons instead of numbers, a fake NVML, settings that come back."""
+"""The device rooms without a GPU: settings that come back, the environment, which device; NVML is in test_nvml.py."""
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+from fake_nvml import UUID, FakeNvml, install
+
 import mpdiag
-from mpdiag.device import nvml as nvml_room
 from mpdiag.device.environment import describe
-from mpdiag.device.nvml import GPM_METRICS, MIN_GPM_SECONDS, Nvml, Reading, driver_version
 from mpdiag.device.precision_settings import configured, fp32_products, is_ieee
 from mpdiag.device.select import select_device
 from mpdiag.errors import UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-UUID = "8d1f0f3c-0000-4444-8888-123456789abc"
-
-
-class NVMLError(Exception):
-    """As pynvml's: every failure is one."""
-
-
-class FakeNvml(ModuleType):
-    """pynvml with an energy counter and GPM samples that a test sets; it notes what was asked and freed."""
-
-    NVMLError = NVMLError
-    NVML_GPM_METRICS_GET_VERSION = 1
-
-    def __init__(self) -> None:
-        super().__init__("pynvml")
-        self.energy_mj = iter((5_000_000, 5_420_000))
-        self.gpm_supported = True
-        self.values = {name: 10.0 * (i + 1) for i, name in enumerate(GPM_METRICS)}
-        self.returns = dict.fromkeys(GPM_METRICS, 0)
-        self.processes: list[int] = []
-        self.samples = 0
-        self.freed: list[str] = []
-        self.asked: list[str] = []
-        self.failing: dict[str, str] = {}
-
-    def called(self, name: str) -> None:
-        self.asked.append(name)
-        if name in self.failing:
-            raise NVMLError(self.failing[name])
-
-    def nvmlInit(self) -> None:  # noqa: N802 # NVML's own name, as all below
-        self.called("init")
-
-    def nvmlSystemGetDriverVersion(self) -> bytes:  # noqa: N802
-        self.called("driver")
-        return b"580.65.06"
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> str:  # noqa: N802
-        self.called(f"uuid {uuid.decode()}")
-        return "handle"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        self.called("energy")
-        return next(self.energy_mj)
-
-    def nvmlGpmQueryDeviceSupport(self, handle: str) -> Any:  # noqa: N802
-        self.called("support")
-        return SimpleNamespace(isSupportedDevice=self.gpm_supported)
-
-    def nvmlGpmSampleAlloc(self) -> str:  # noqa: N802
-        self.samples += 1
-        return f"sample {self.samples}"
-
-    def nvmlGpmSampleGet(self, handle: str, sample: str) -> None:  # noqa: N802
-        self.called("sample")
-
-    def nvmlGpmSampleFree(self, sample: str) -> None:  # noqa: N802
-        self.freed.append(sample)
-
-    def c_nvmlGpmMetricsGet_t(self) -> Any:  # noqa: N802
-        return SimpleNamespace(metrics=[SimpleNamespace(metricId=0, value=0.0, nvmlReturn=0) for _ in range(98)])
-
-    def nvmlGpmMetricsGet(self, request: Any) -> None:  # noqa: N802
-        self.called("metrics")
-        assert (request.sample1, request.sample2) == ("sample 1", "sample 2")
-        by_number = {number: name for name, number in GPM_METRICS.items()}
-        for metric in request.metrics[: request.numMetrics]:
-            name = by_number[metric.metricId]
-            metric.value, metric.nvmlReturn = self.values[name], self.returns[name]
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
-        self.called("processes")
-        return [SimpleNamespace(pid=pid) for pid in self.processes]
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    library = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=UUID))
-    return library
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds a window lasts: set clock[0]."""
-    lasts = [4.0]
-
-    def ticks() -> Iterator[float]:
-        yield 100.0
-        yield 100.0 + lasts[0]
-
-    ticking = ticks()
-    monkeypatch.setattr(nvml_room, "time", SimpleNamespace(perf_counter=lambda: next(ticking)))
-    return lasts
-
-
-def window(device: torch.device = CUDA) -> Reading:
-    with Nvml(device).window() as reading:
-        pass
-    return reading
-
-
-# a CPU
-
-
-def test_a_cpu_has_reasons_and_no_numbers():
-    reading = window(CPU)
-    why = "NVML is for NVIDIA GPUs; this ran on the CPU"
-    assert (reading.energy_joules, reading.gpm) == (None, None)
-    assert reading.reasons == {"energy": why, "tensor_core": why}
-
-
-def test_a_cpu_asks_nvml_nothing(fake):
-    window(CPU)
-    assert Nvml(CPU).others() == []
-    assert fake.asked == []
-
-
-# the window
-
-
-def test_the_device_is_found_by_its_uuid(fake, clock):
-    window()
-    assert f"uuid GPU-{UUID}" in fake.asked
-
-
-def test_a_uuid_that_has_its_prefix_already_gets_no_second(fake, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{UUID}"))
-    Nvml(CUDA)
-    assert fake.asked == ["init", f"uuid GPU-{UUID}"]
-
-
-def test_energy_is_the_counters_difference_in_joules(fake, clock):
-    reading = window()
-    assert (reading.energy_joules, reading.seconds) == (420.0, 4.0)
-    assert "energy" not in reading.reasons
-
-
-def test_a_window_of_twenty_ticks_is_long_enough_for_the_energy_counter(fake, clock):
-    clock[0] = 2.0
-    assert window().energy_joules == 420.0
-
-
-def test_a_shorter_window_has_no_energy_and_says_why(fake, clock):
-    clock[0] = 1.9
-    reading = window()
-    assert reading.energy_joules is None
-    assert reading.reasons["energy"] == "the window of 1.9 s is too short for the energy counter"
-
-
-@pytest.mark.parametrize("failing", ["energy"])
-def test_an_energy_counter_that_refuses_is_a_reason(fake, clock, failing):
-    fake.failing[failing] = "Not Supported"
-    reading = window()
-    assert reading.energy_joules is None
-    assert reading.reasons["energy"] == "the energy counter: Not Supported"
-    assert reading.gpm is not None
-
-
-def test_gpm_values_are_shares_by_name(fake, clock):
-    expected = {name: pytest.approx((i + 1) / 10) for i, name in enumerate(GPM_METRICS)}
-    assert window().gpm == expected
-    assert set(expected) == {"any_tensor", "hmma_tensor", "dram_bandwidth", "fp32", "fp16", "sm"}
-
-
-def test_a_metric_that_nvml_refuses_is_left_out(fake, clock):
-    fake.returns["hmma_tensor"] = 3
-    gpm = window().gpm
-    assert "hmma_tensor" not in gpm
-    assert gpm["any_tensor"] == pytest.approx(0.1)
-
-
-def test_where_nvml_refuses_every_metric_there_is_no_gpm(fake, clock):
-    fake.returns = dict.fromkeys(GPM_METRICS, 3)
-    assert window().gpm is None
-
-
-def test_a_pipe_that_was_never_active_is_a_measured_zero(fake, clock):
-    fake.values["any_tensor"] = 0.0
-    assert window().gpm["any_tensor"] == 0.0
-
-
-def test_a_gpu_without_gpm_is_a_reason_and_energy_is_still_read(fake, clock):
-    fake.gpm_supported = False
-    reading = window()
-    assert reading.gpm is None
-    assert reading.reasons == {"tensor_core": "this GPU has no GPM counters (Hopper and later have)"}
-    assert reading.energy_joules == 420.0
-    assert fake.samples == 0
-
-
-@pytest.mark.parametrize("failing", ["support", "sample", "metrics"])
-def test_gpm_that_fails_is_a_reason(fake, clock, failing):
-    fake.failing[failing] = "Insufficient Permissions"
-    reading = window()
-    assert reading.gpm is None
-    assert reading.reasons["tensor_core"] == "GPM counters: Insufficient Permissions"
-
-
-def test_a_pynvml_without_gpm_is_a_reason(fake, clock, monkeypatch):
-    monkeypatch.delattr(FakeNvml, "nvmlGpmQueryDeviceSupport")
-    reading = window()
-    assert reading.gpm is None
-    assert reading.reasons["tensor_core"].startswith("GPM counters: ")
-    assert reading.energy_joules == 420.0
-
-
-def test_a_window_too_short_for_gpm_says_so(fake, clock):
-    clock[0] = MIN_GPM_SECONDS - 0.05
-    reading = window()
-    assert reading.gpm is None
-    assert reading.reasons["tensor_core"] == "the window of 0.15 s is too short for GPM"
-
-
-@pytest.mark.parametrize("failing", [None, "metrics"])
-def test_both_samples_are_freed(fake, clock, failing):
-    if failing:
-        fake.failing[failing] = "Unknown Error"
-    window()
-    assert fake.freed == ["sample 1", "sample 2"]
-
-
-def test_a_window_that_raises_is_still_read_and_the_error_goes_on(fake, clock):
-    with pytest.raises(KeyError), Nvml(CUDA).window() as reading:
-        raise KeyError("the user's")
-    assert reading.energy_joules == 420.0
-    assert fake.freed == ["sample 1", "sample 2"]
-
-
-@pytest.mark.parametrize("failing", ["init", f"uuid GPU-{UUID}"])
-def test_without_nvml_a_gpu_has_reasons_and_no_numbers(fake, failing):
-    fake.failing[failing] = "Driver Not Loaded"
-    reading = window()
-    why = "NVML is not available: Driver Not Loaded"
-    assert reading.reasons == {"energy": why, "tensor_core": why}
-    assert (reading.energy_joules, reading.gpm) == (None, None)
-
-
-def test_without_the_library_a_gpu_has_reasons(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert window().reasons["energy"].startswith("NVML is not available: ")
-
-
-# other processes, and the driver
-
-
-def test_other_processes_are_all_but_this_one(fake):
-    fake.processes = [17, os.getpid(), 23]
-    assert Nvml(CUDA).others() == [17, 23]
-
-
-def test_other_processes_that_may_not_be_listed_are_none(fake):
-    fake.failing["processes"] = "No Permission"
-    assert Nvml(CUDA).others() == []
-
-
-def test_the_drivers_version_is_text(fake):
-    assert driver_version() == "580.65.06"
-
-
-def test_without_a_driver_there_is_no_version(fake):
-    fake.failing["init"] = "Driver Not Loaded"
-    assert driver_version() is None
+    return install(monkeypatch)
 
 
 # precision settings

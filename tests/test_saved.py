@@ -120,6 +120,7 @@ def full() -> Diagnosis:
             metric="accuracy",
             higher_is_better=True,
             notes=("a note", 'with "quotes" and ünïcode'),
+            start_from="trained.pt",
         ),
         capture=Capture(
             precision="FP32 (IEEE)",

@@ -1,7 +1,9 @@
-"""NVML: the energy counter and GPM's pipe activity. What NVML refuses is a reason, never a number."""
+"""NVML: what it tells of one CUDA device around a window of work. What it refuses is a reason, never a number."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,27 +12,34 @@ from typing import Any
 
 import torch
 
-# nvml.h's numbers (NVML_GPM_METRIC_*); old wheels of nvidia-ml-py lack the names of some
-GPM_METRICS = {
-    "any_tensor": 5,
-    "hmma_tensor": 7,
-    "dram_bandwidth": 10,
-    "fp32": 12,
-    "fp16": 13,
-    "sm": 2,
-}
-MIN_GPM_SECONDS = 0.2  # "internal sample refresh rate" is 100 ms (nvml.h); a window must hold at least one
-ENERGY_TICK_SECONDS = 0.1  # how often the energy counter moves (measured on an H100)
-MIN_ENERGY_TICKS = 20
+from mpdiag.costs.gpu import GpuState
+from mpdiag.errors import safe_text
+
+ENERGY_TICK_SECONDS = 0.1  # how often the energy counter moves (measured on an H100), where nobody measured it here
+MIN_ENERGY_TICKS = 20  # fewer moves are more than 5 % of rounding at the window's two ends
+OVER_LIMIT = 1.5  # times the enforced power limit: no card draws that over seconds, so the counter is wrong
+CLOCK_SM, TEMPERATURE_GPU = 1, 0  # nvml.h: NVML_CLOCK_SM, NVML_TEMPERATURE_GPU
+# nvml.h's bits of the reasons that hold a clock down; idle, application and display clocks are no limits
+LIMITS = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
+
+
+class RefusedError(Exception):
+    """NVML has no such figure here; the text says why."""
 
 
 @dataclass
 class Reading:
-    """What NVML said of one window. gpm: shares 0..1 of the time a pipe was active, by name; whole device."""
+    """What NVML said of one window. gpm: shares 0..1 of the time a pipe was active, by name; whole device.
+
+    others: compute processes of others, seen at either end, None where NVML does not list them. states: the device at
+    moments that the caller chose. reasons: by "energy" and "tensor_core".
+    """
 
     seconds: float = 0.0
     energy_joules: float | None = None
     gpm: dict[str, float] | None = None
+    others: int | None = None
+    states: list[GpuState] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,11 +56,17 @@ def driver_version() -> str | None:
 
 
 class Nvml:
-    """NVML's view of one CUDA device, found by UUID because CUDA_VISIBLE_DEVICES renumbers."""
+    """NVML's view of one CUDA device, found by UUID because CUDA_VISIBLE_DEVICES renumbers.
 
-    def __init__(self, device: torch.device) -> None:
+    own_processes: how many processes of mpdiag hold the device (a parent may, while its child measures); needed only
+    where a container hides which of the listed ones they are. unavailable: why nothing can be asked, None if it can.
+    """
+
+    def __init__(self, device: torch.device, own_processes: int = 1) -> None:
+        self._library: Any = None
         self._handle: Any = None
-        self._reason = "NVML is for NVIDIA GPUs; this ran on the CPU"
+        self._own_processes = own_processes
+        self.unavailable: str | None = "NVML is for NVIDIA GPUs; this ran on the CPU"
         if device.type != "cuda":
             return
         try:
@@ -61,104 +76,148 @@ class Nvml:
             uuid = str(torch.cuda.get_device_properties(device).uuid)
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}".encode())
         except Exception as error:
-            self._reason = f"NVML is not available: {error}"
+            self.unavailable = f"NVML is not available: {error}"
+        else:
+            self._library, self.unavailable = pynvml, None
+
+    def ask(self, what: str, function: str, *arguments: Any) -> Any:
+        """Call a function of NVML on the device. Raises RefusedError: "`what`: NVML's words"."""
+        if self.unavailable is not None:
+            raise RefusedError(self.unavailable)
+        return self.library_call(what, function, self._handle, *arguments)
+
+    def library_call(self, what: str, function: str, *arguments: Any) -> Any:
+        """Call a function of NVML that takes no device. Raises RefusedError."""
+        if self.unavailable is not None:
+            raise RefusedError(self.unavailable)
+        try:
+            return getattr(self._library, function)(*arguments)
+        except AttributeError:
+            raise RefusedError(f"{what}: this nvidia-ml-py has no {function}") from None
+        except Exception as error:  # NVMLError, and whatever a fault in the library raises: a scan goes on
+            raise RefusedError(f"{what}: {safe_text(error)}") from None
+
+    def constant(self, name: str, default: int) -> int:
+        """A constant of the library, or ours where an old one lacks it."""
+        return int(getattr(self._library, name, default))
 
     @contextmanager
-    def window(self) -> Iterator[Reading]:
-        """Read around a block; the reading is complete when the block has ended. The caller synchronizes."""
+    def window(self, tick_seconds: float | None = ENERGY_TICK_SECONDS) -> Iterator[Reading]:
+        """Read around a block; the reading is complete when the block has ended. The caller synchronizes.
+
+        tick_seconds: how often the energy counter moves here; None where it does not.
+        """
+        from mpdiag.device.gpm import GpmWindow  # it builds on this module
+
         reading = Reading()
-        if self._handle is None:
-            reading.reasons = {"energy": self._reason, "tensor_core": self._reason}
+        if self.unavailable is not None:
+            reading.reasons = {"energy": self.unavailable, "tensor_core": self.unavailable}
+            started = time.perf_counter()
             yield reading
-            return
-        first = self._gpm_sample(reading)
-        energy = self._energy(reading)
-        started = time.perf_counter()
-        try:
-            yield reading
-        finally:
             reading.seconds = time.perf_counter() - started
-            self._finish_energy(reading, energy)
-            self._finish_gpm(reading, first)
+            return
+        before = self.processes()
+        gpm = GpmWindow(self)
+        try:
+            try:
+                gpm.open()
+            except RefusedError as error:
+                reading.reasons["tensor_core"] = str(error)
+            energy = self._energy_mj(reading)
+            started = time.perf_counter()
+            try:
+                yield reading
+            finally:
+                reading.seconds = time.perf_counter() - started
+                self._finish_energy(reading, energy, tick_seconds)
+                if "tensor_core" not in reading.reasons:
+                    try:
+                        reading.gpm = gpm.close(reading.seconds)
+                    except RefusedError as error:
+                        reading.reasons["tensor_core"] = str(error)
+                after = self.processes()
+                reading.others = None if before is None or after is None else len({*before, *after})
+        finally:
+            gpm.free()
+
+    def processes(self) -> list[int] | None:
+        """Process ids other than mpdiag's own that compute on the device; None where NVML does not list them.
+
+        In a container NVML may know this process by a number that nobody inside can see. As many unseen ones as
+        mpdiag has are then taken for its own, because a process with a CUDA context is always on the list.
+        """
+        try:
+            listed = self.ask("processes", "nvmlDeviceGetComputeRunningProcesses")
+            pids = [int(process.pid) for process in listed]
+        except (RefusedError, AttributeError, TypeError, ValueError):
+            return None
+        ours = {os.getpid(), os.getppid()}
+        others = [pid for pid in pids if pid not in ours]
+        if os.getpid() not in pids:
+            for pid in [pid for pid in others if not _visible(pid)][: self._own_processes]:
+                others.remove(pid)
+        return others
 
     def others(self) -> list[int]:
-        """Process ids other than this one that compute on the device, as far as NVML tells."""
-        import os
+        """`processes`, empty where NVML does not list them."""
+        return self.processes() or []
 
-        if self._handle is None:
-            return []
+    def state(self) -> GpuState:
+        """Clock, temperature, power and what limits the clock, at this moment."""
+        clock = self._number("nvmlDeviceGetClockInfo", CLOCK_SM)
+        heat = self._number("nvmlDeviceGetTemperature", TEMPERATURE_GPU)
+        milliwatts = self._number("nvmlDeviceGetPowerUsage")
+        bits = self._number("nvmlDeviceGetCurrentClocksEventReasons")
+        if bits is None:  # its name before driver 535
+            bits = self._number("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return GpuState(
+            sm_clock_mhz=None if clock is None else int(clock),
+            temperature_c=None if heat is None else int(heat),
+            power_watts=None if milliwatts is None else milliwatts / 1000,
+            limited_by=None if bits is None else tuple(name for bit, name in LIMITS.items() if int(bits) & bit),
+        )
+
+    def utilization(self) -> float | None:
+        """Share of the last second (or sixth of it) in which some kernel ran, 0..1; None where NVML does not tell."""
+        with contextlib.suppress(RefusedError, AttributeError, TypeError, ValueError):
+            return float(self.ask("utilization", "nvmlDeviceGetUtilizationRates").gpu) / 100
+        return None
+
+    def energy_mj(self) -> int:
+        """The energy counter in millijoules since the driver was loaded. Raises RefusedError."""
+        return int(self.ask("the energy counter", "nvmlDeviceGetTotalEnergyConsumption"))
+
+    def _number(self, function: str, *arguments: Any) -> float | None:
+        with contextlib.suppress(RefusedError, TypeError, ValueError):
+            return float(self.ask(function, function, *arguments))
+        return None
+
+    def _energy_mj(self, reading: Reading) -> int | None:
         try:
-            import pynvml
-
-            running = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        except Exception:  # not permitted in some containers
-            return []
-        return [p.pid for p in running if p.pid != os.getpid()]
-
-    def _energy(self, reading: Reading) -> int | None:
-        import pynvml
-
-        try:
-            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        except pynvml.NVMLError as error:
-            reading.reasons["energy"] = f"the energy counter: {error}"
+            return self.energy_mj()
+        except RefusedError as error:
+            reading.reasons["energy"] = str(error)
             return None
 
-    def _finish_energy(self, reading: Reading, before: int | None) -> None:
-        after = self._energy(reading)
+    def _finish_energy(self, reading: Reading, before: int | None, tick_seconds: float | None) -> None:
+        after = self._energy_mj(reading)
         if before is None or after is None:
             return
-        if reading.seconds < MIN_ENERGY_TICKS * ENERGY_TICK_SECONDS:
+        limit = self._number("nvmlDeviceGetEnforcedPowerLimit")
+        joules = (after - before) / 1000
+        if tick_seconds is None or joules == 0:
+            reading.reasons["energy"] = "the energy counter does not move"
+        elif joules < 0:
+            reading.reasons["energy"] = "the energy counter went back"
+        elif reading.seconds < MIN_ENERGY_TICKS * tick_seconds:
             reading.reasons["energy"] = f"the window of {reading.seconds:.1f} s is too short for the energy counter"
+        elif limit is not None and joules / reading.seconds > OVER_LIMIT * limit / 1000:
+            watts = joules / reading.seconds
+            reading.reasons["energy"] = f"the energy counter says {watts:.0f} W, the card's limit is {limit / 1000:.0f}"
         else:
-            reading.energy_joules = (after - before) / 1000
-
-    def _gpm_sample(self, reading: Reading) -> Any:
-        import pynvml
-
-        try:
-            if not pynvml.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice:
-                reading.reasons["tensor_core"] = "this GPU has no GPM counters (Hopper and later have)"
-                return None
-            sample = pynvml.nvmlGpmSampleAlloc()
-            pynvml.nvmlGpmSampleGet(self._handle, sample)
-        except (pynvml.NVMLError, AttributeError) as error:
-            reading.reasons["tensor_core"] = f"GPM counters: {error}"
-            return None
-        return sample
-
-    def _finish_gpm(self, reading: Reading, first: Any) -> None:
-        import pynvml
-
-        if first is None:
-            return
-        second = self._gpm_sample(reading)
-        try:
-            if second is not None and reading.seconds >= MIN_GPM_SECONDS:
-                reading.gpm = _gpm_shares(first, second)
-            elif second is not None:
-                reading.reasons["tensor_core"] = f"the window of {reading.seconds:.2f} s is too short for GPM"
-        except pynvml.NVMLError as error:
-            reading.reasons["tensor_core"] = f"GPM counters: {error}"
-        finally:
-            for sample in (first, second):
-                if sample is not None:
-                    pynvml.nvmlGpmSampleFree(sample)
+            reading.energy_joules = joules
 
 
-def _gpm_shares(first: Any, second: Any) -> dict[str, float] | None:
-    import pynvml
-
-    request = pynvml.c_nvmlGpmMetricsGet_t()
-    request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-    request.numMetrics = len(GPM_METRICS)
-    request.sample1, request.sample2 = first, second
-    for index, metric in enumerate(GPM_METRICS.values()):
-        request.metrics[index].metricId = metric
-    pynvml.nvmlGpmMetricsGet(request)
-    shares = {
-        name: request.metrics[index].value / 100
-        for index, name in enumerate(GPM_METRICS)
-        if request.metrics[index].nvmlReturn == 0
-    }
-    return shares or None
+def _visible(pid: int) -> bool:
+    """Whether a process of that number can be seen from here; taken for granted where there is no /proc."""
+    return not os.path.isdir("/proc/self") or os.path.exists(f"/proc/{pid}")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from mpdiag.errors import MpdiagError, safe_text
 
 LAST_WORDS = 300  # characters of a crashed child's stderr that are shown
 _FOLDER = str(Path(__file__).resolve().parents[2])  # the child finds this very mpdiag, installed or not
+
+
+_AT_WORK: weakref.WeakSet[Child] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Child:
             start_new_session=True,  # Ctrl-C is the parent's, who then ends the child and its workers
         )
         assert self._process.stdin is not None
+        _AT_WORK.add(self)
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps({"task": task, "request": request, "answer": self._answer.name}).encode())
 
@@ -84,6 +89,12 @@ class Child:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1][-LAST_WORDS:] if lines else ""
+
+
+def end_children() -> None:
+    """Kill every child that is still at work, whoever waits for it."""
+    for child in list(_AT_WORK):
+        child.end()
 
 
 def in_child(task: str, request: dict[str, Any], seconds: float) -> Reply:

@@ -20,12 +20,13 @@ ON_DEVICE_BATCHES = 8  # distinct batches rotated through a timed run; more woul
 class SteadyRun:
     """One arm, ready to be stepped again and again: no hooks, no reading of the loss, no loader.
 
-    samples: the batch size, None where no tensor tells it.
+    samples: the batch size, None where no tensor tells it. batches: those on the device.
     """
 
     def __init__(self, session: Session, batches: list[Any]) -> None:
         self.session = session
         self.samples = samples_in(batches[0])
+        self.batches = batches
         self._batches = cycle(batches)
 
     def step(self) -> None:

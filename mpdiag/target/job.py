@@ -13,6 +13,7 @@ import torch
 from mpdiag.errors import UsageError
 from mpdiag.settings import BATCH_CACHE_BYTES
 from mpdiag.target.batches import draw
+from mpdiag.target.checkpoint import Checkpoint
 from mpdiag.target.user_code import guarded
 
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -24,7 +25,7 @@ ONLY = "loss"
 
 @dataclass(frozen=True)
 class Start:
-    """Where every run of one seed begins: the initial weights and the batches in order, both on the CPU."""
+    """Where every run of one seed begins: the first weights and the batches in order, both on the CPU."""
 
     seed: int
     weights: dict[str, Any]
@@ -54,6 +55,8 @@ class Job:
     higher_is_better: bool = True
     synthetic_data: bool = False
     notes: tuple[str, ...] = ()
+    margins: dict[str, float] = field(default_factory=dict)  # the user's own, absolute, by quantity
+    checkpoint: Checkpoint | None = None  # where every run starts, instead of at initialisation
     target: str = ""  # what the user typed, for processes that load the job again
     _kept: tuple[int, Start] | None = field(default=None, repr=False)
 
@@ -66,7 +69,10 @@ class Job:
             return self._kept[1]
         with guarded("building the model"):
             seed_everything(seed)
-            weights = {k: v.detach().clone() for k, v in self._module().state_dict().items() if _is_tensor(v)}
+            module = self._module()
+            if self.checkpoint is not None:
+                self.checkpoint.load_into(module, self.source)
+            weights = {k: v.detach().clone() for k, v in module.state_dict().items() if _is_tensor(v)}
         with guarded("drawing batches"):
             seed_everything(seed)
             batches = draw(self._iterable(), count, BATCH_CACHE_BYTES)
@@ -90,6 +96,14 @@ class Job:
             model.train()
         seed_everything(start.seed)
         return model
+
+    def optimizers(self, model: torch.nn.Module) -> Optimizers:
+        """The optimizers of a model, with the checkpoint's state where it has one."""
+        with guarded("building the optimizer"):
+            optimizers = self.build_optimizers(model)
+            if self.checkpoint is not None:
+                self.checkpoint.load_into_optimizers(optimizers, self.source)
+        return optimizers
 
     def _module(self) -> torch.nn.Module:
         model = self.build_model()

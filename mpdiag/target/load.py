@@ -16,19 +16,21 @@ import torch
 
 from mpdiag.errors import MpdiagError, UsageError
 from mpdiag.target import contract
-from mpdiag.target.forms import losses_of, metric_of, optimizers_of
+from mpdiag.target.checkpoint import read_checkpoint
+from mpdiag.target.forms import losses_of, margins_of, metric_of, optimizers_of
 from mpdiag.target.job import Job
 from mpdiag.target.user_code import guarded
 
 EXAMPLE = "`def build_model()` and `def train_batches()`; see README, 'A target file'"
 
 
-def load_job(target: str) -> Job:
-    """Load `file.py`, `file.py:attr` or `package.module:attr`.
+def load_job(target: str, start_from: str | Path | None = None) -> Job:
+    """Load `file.py`, `file.py:attr` or `package.module:attr`; start_from: a checkpoint that every run starts from.
 
     Raises UsageError (`target-not-found`, `target-syntax`, `target-is-a-script`, `target-no-model`,
-    `target-no-batches`) or UserCodeError when importing it raises.
+    `target-no-batches`, and those of read_checkpoint) or UserCodeError when importing it raises.
     """
+    checkpoint = None if start_from is None else read_checkpoint(start_from)
     module, attribute, source = _import(target)
     namespace = vars(module)
     model = namespace.get(attribute) if attribute else contract.find(namespace, contract.MODEL)
@@ -45,6 +47,10 @@ def load_job(target: str) -> Job:
     build_optimizers, notes = optimizers_of(namespace)
     if isinstance(model, torch.nn.Module):
         notes = (*notes, "the model is an instance, not a function: every seed starts from the same weights")
+    if "DATA_SOURCE" in namespace:
+        notes = (*notes, f"data: {namespace['DATA_SOURCE']}")
+    if checkpoint is not None:
+        notes = (*notes, checkpoint.note)
     return Job(
         name=_name(source) if not attribute else f"{_name(source)}:{attribute}",
         source=source,
@@ -56,6 +62,8 @@ def load_job(target: str) -> Job:
         higher_is_better=bool(namespace.get("HIGHER_IS_BETTER", namespace.get("higher_is_better", True))),
         synthetic_data=bool(namespace.get("SYNTHETIC_DATA", False)),
         notes=notes,
+        margins=margins_of(namespace, source),
+        checkpoint=checkpoint,
         target=target,
     )
 

@@ -158,8 +158,7 @@ def build_session(
         model = model.to(precision.autocast)
     if precision.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
-    with guarded("building the optimizer"):
-        optimizers = job.build_optimizers(model)
+    optimizers = job.optimizers(model)
     _check_optimizers(job, model, optimizers)
     if not optimizers:
         raise UsageError("target-no-optimizer", f"{job.source}: build_optimizers gave none", "return at least one")

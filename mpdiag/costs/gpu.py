@@ -1,0 +1,39 @@
+"""The state of the GPU beside a measurement: its clock, its limits, and who else uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """What NVML said at one moment; None where it does not say.
+
+    power_watts is an average over the last second on Ampere and later. limited_by: why the clock was held down
+    ("power cap", "heat", ...), empty where nothing did.
+    """
+
+    sm_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    power_watts: float | None = None
+    limited_by: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class GpuSharing:
+    """Who else used the GPU before we began, seen while this process let it rest.
+
+    processes: compute processes of others, None where NVML does not list them. active_share: share of the time in
+    which something ran there, 0..1; tensor_share: the tensor pipe's. busy: something did, by `rule`; None where nothing
+    tells. reason: why figures of time, energy and tensor cores are not this run's alone, or why that is not known.
+    """
+
+    processes: int | None
+    active_share: float | None
+    busy: bool | None
+    seconds: float
+    rule: str
+    reason: str | None = None
+    tensor_share: float | None = None
+    idle_watts: float | None = None
+    state: GpuState | None = None

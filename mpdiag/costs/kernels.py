@@ -1,0 +1,170 @@
+"""What one arm's GPU kernels were: the time in tensor-core kernels, by type, and layer by layer. Saved in the JSON.
+
+All times are of traced steps and per step. Kernel durations hold under a profiler; step times do not, so what is
+held against a step uses the untraced one. A reason stands beside whatever was not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class NamedKernel:
+    """One kernel of one operator. dtype: of the operator's inputs, never read from the name; None where it has none.
+
+    tensor_cores: "yes", "no", "ambiguous" or "unknown". calls and time_ms are per step.
+    """
+
+    name: str
+    op: str | None
+    dtype: str | None
+    tensor_cores: str
+    calls: float
+    time_ms: float
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Where the GPU's kernel time of a step went; every share is of total_ms, 0..1.
+
+    by_class: shares of yes, no, ambiguous, unknown. by_dtype: of each operator's input type. tensor_by_dtype: the
+    tensor-core time alone, also as shares of total_ms. matrix: products and convolutions. busy_ms: the union of all
+    kernels and copies. busy_share: of step_ms, the untraced step where it was given (step_traced false).
+    """
+
+    steps: int
+    kernels: float
+    total_ms: float
+    by_class: dict[str, float]
+    by_dtype: dict[str, float]
+    tensor_by_dtype: dict[str, float]
+    matrix_share: float
+    cast_share: float
+    transpose_share: float
+    optimizer_share: float
+    memcpy_ms: float
+    median_kernel_us: float
+    busy_ms: float
+    step_ms: float
+    step_traced: bool
+    busy_share: float
+    top: tuple[NamedKernel, ...] = ()
+    unknown: tuple[NamedKernel, ...] = ()
+
+
+@dataclass(frozen=True)
+class WhyNot:
+    """One thing that keeps time from tensor cores, and what mending it would give.
+
+    code: a stable word. gain_ms: per step, None where it was neither measured nor has a formula; gain_from says which
+    ("measured" or "formula") or why there is none.
+    """
+
+    code: str
+    text: str
+    remedy: str
+    gain_ms: float | None
+    gain_from: str
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One module's own work (not its children's).
+
+    tensor_cores: "yes", "no", "mixed", or "unknown", over the time of its products. dtype: of its products' inputs.
+    flops: per step, forward and backward. tflops_per_s: flops over the time of its products ("profiled time").
+    of_ceiling: that over the ceiling measured for its dtype. impossible_without: its rate is beyond what CUDA cores
+    reach on this GPU, so tensor cores ran (one-sided: False proves nothing); None where no ceiling was measured, and
+    for convolutions, whose algorithms may need fewer operations than are counted.
+    """
+
+    name: str
+    module_type: str
+    forward_ms: float
+    backward_ms: float
+    time_share: float
+    dtype: str | None
+    tensor_cores: str
+    flops: int | None = None
+    tflops_per_s: float | None = None
+    of_ceiling: float | None = None
+    impossible_without: bool | None = None
+    why_not: tuple[WhyNot, ...] = ()
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of evidence. used: True, False or None (cannot tell). text: what it read, or why it read nothing."""
+
+    level: str
+    name: str
+    used: bool | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """How sure it is that an arm computed on tensor cores.
+
+    reached: the highest level that gave an answer ("E1" the highest, "E5" the lowest), None where none did. used: its
+    answer. claim: the one sentence that it allows. disagreements: levels that contradict each other, a finding.
+    """
+
+    reached: str | None
+    used: bool | None
+    claim: str
+    levels: tuple[Level, ...]
+    disagreements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArmKernels:
+    """What a trace of one arm showed, level E4 of the evidence; `time` and `layers` None with the reason.
+
+    arithmetic: of its products, "FP16", "BF16", "TF32" or "FP32" (IEEE, or what the user's settings say). findings:
+    what holds for the whole step. layers_reason: why single layers are not told. tflops_per_s: the model's FLOPs over
+    the untraced step; of_ceiling: that over what this GPU sustains in the arm's arithmetic; None for the
+    throughput_reason. ladder: with the other levels of evidence, once they are known.
+    """
+
+    arm: str
+    arithmetic: str | None
+    time: KernelTime | None
+    layers: tuple[LayerUse, ...] | None = None
+    findings: tuple[WhyNot, ...] = ()
+    tflops_per_s: float | None = None
+    of_ceiling: float | None = None
+    ladder: Ladder | None = None
+    reason: str | None = None
+    layers_reason: str | None = None
+    throughput_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one training step, counted on an eager FP32 run; a multiply-add is two.
+
+    forward + backward = model. executed: with what checkpointing computed twice. by_module: forward and backward of
+    each module's own operators. corrections: what torch's counter gets wrong and was mended, with the FLOPs before
+    and after. uncounted: operators that multiply matrices and have no formula, so that the total is too small.
+    """
+
+    forward: int
+    backward: int
+    recomputed: int
+    by_module: dict[str, tuple[int, int]] = field(default_factory=dict)
+    by_op: dict[str, int] = field(default_factory=dict)
+    corrections: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> int:
+        """What the model needs: forward and backward, nothing twice."""
+        return self.forward + self.backward
+
+    @property
+    def executed(self) -> int:
+        """What the GPU computes, recomputation included."""
+        return self.model + self.recomputed

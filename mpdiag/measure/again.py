@@ -1,0 +1,79 @@
+"""The same job once more in another process: what to send there, and how to open it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mpdiag.errors import MpdiagError
+from mpdiag.measure.resize import largest_batch_of, resized
+from mpdiag.target import Job, Start, load_job
+from mpdiag.training.precision import Precision, as_dict, from_dict
+from mpdiag.training.session import Session
+
+NEEDS_GPU = "needs a CUDA GPU"
+DRAWN = 8  # batches, the largest of which is measured
+MOST_SKIPS = 20  # of steps by the GradScaler: from 2^16 it reaches any useful scale
+LEAST_SECONDS = 20.0  # to start Python, torch and CUDA; with less a process would only be killed
+
+
+@dataclass(frozen=True)
+class Again:
+    """A job in a child process; its start has one batch, the largest of those drawn."""
+
+    job: Job
+    start: Start
+    precision: Precision
+    device: torch.device
+
+
+def cannot_start_again(job: Job, device: torch.device) -> str | None:
+    """Why a measurement in a process of its own is not possible; None where it is."""
+    if device.type != "cuda":
+        return f"{NEEDS_GPU}; this run was on the {device.type.upper()}"
+    return None if job.target else "the job was not loaded from a file or module, so no other process can load it"
+
+
+def request_for(job: Job, precision: Precision, seed: int, device: torch.device, samples: int | None) -> dict[str, Any]:
+    """The request to a child, as JSON carries it. samples: the batch size, None for the job's own."""
+    return {
+        "target": job.target,
+        "start_from": None if job.checkpoint is None else job.checkpoint.path,
+        "precision": as_dict(precision),
+        "seed": seed,
+        "device": str(device),
+        "samples": samples,
+    }
+
+
+def open_again(request: dict[str, Any]) -> Again:
+    """Load the job of a request. Raises MpdiagError of the target, and `batch-not-resizable`."""
+    job = load_job(request["target"], request["start_from"])
+    start = job.start(request["seed"], DRAWN)
+    batch = largest_batch_of(start)
+    if request["samples"] is not None:
+        made = resized(batch, request["samples"])
+        if made.batch is None:
+            raise MpdiagError("batch-not-resizable", f"the batch size cannot be changed: {made.reason}", "")
+        batch = made.batch
+    device = torch.device(request["device"])
+    return Again(job, replace(start, batches=[batch]), from_dict(request["precision"]), device)
+
+
+@contextmanager
+def steps_watched(session: Session) -> Iterator[Callable[[], bool]]:
+    """Yields a function: has every optimizer made a step by now? A GradScaler skips steps whose gradients overflow."""
+    waiting = set(session.optimizers)
+    hooks = [
+        optimizer.register_step_post_hook(lambda *given, name=name: waiting.discard(name))
+        for name, optimizer in session.optimizers.items()
+    ]
+    try:
+        yield lambda: not waiting
+    finally:
+        for hook in hooks:
+            hook.remove()

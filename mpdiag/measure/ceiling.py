@@ -1,0 +1,83 @@
+"""What this GPU sustains, and what its counters read on work that is known: one run of each body serves both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mpdiag.costs.calibration import calibrate, ceilings
+from mpdiag.costs.tensor_cores import BODIES, BodyReading, Calibration, Ceilings
+from mpdiag.device.block import Block, read_block
+from mpdiag.device.bodies import matmul_size, ready_body, unsupported
+from mpdiag.device.gpm import MIN_GPM_SECONDS
+from mpdiag.device.nvml import Nvml
+from mpdiag.device.stopwatch import release_memory
+from mpdiag.errors import safe_text
+
+NEEDS_GPU = "needs a CUDA GPU"
+NO_ROOM = "the GPU's memory has no room for it"
+SECONDS = 1.0  # a body: half of it warms up, and GPM takes more than 0.2 s
+
+
+def measure_ceilings(
+    device: torch.device,
+    seconds: float = SECONDS,
+    names: Sequence[str] = BODIES,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Ceilings, Calibration]:
+    """Run every body for about `seconds` and give this GPU's ceilings and the calibration of its counters.
+
+    Nothing raises: a body that does not fit, is not supported or fails has its reason. With another process on the GPU
+    every reading has that reason instead of a number.
+    """
+    if device.type != "cuda":
+        bodies = tuple(BodyReading(name, 0.0, reason=NEEDS_GPU, gpm_reason=NEEDS_GPU) for name in names)
+        return ceilings(bodies, None), calibrate(bodies)
+    release_memory()
+    size = matmul_size(device)
+    nvml = Nvml(device)
+    found = []
+    for name in names:
+        report(f"measure the {name} ceiling")
+        found.append(_one_body(name, size, nvml, device, seconds))
+        release_memory()
+    return ceilings(found, size), calibrate(found)
+
+
+def _one_body(name: str, size: int | None, nvml: Nvml, device: torch.device, seconds: float) -> BodyReading:
+    reason = NO_ROOM if size is None else unsupported(name, device)
+    if reason is not None or size is None:
+        return BodyReading(name, 0.0, reason=reason, gpm_reason=reason)
+    half = max(seconds / 2, MIN_GPM_SECONDS * 1.25)
+    try:
+        with ready_body(name, size, device) as body:
+            block = read_block(nvml, body.step, half, device, lead_in_seconds=half)
+    except torch.OutOfMemoryError:
+        return BodyReading(name, 0.0, reason=NO_ROOM, gpm_reason=NO_ROOM)
+    except RuntimeError as error:  # a driver or a library that refuses one arithmetic must not end the rest
+        reason = safe_text(error)
+        return BodyReading(name, 0.0, reason=reason, gpm_reason=reason)
+    return body_reading(name, block, body.operations, body.bytes, body.relative_error)
+
+
+def body_reading(
+    name: str, block: Block, operations: int | None, moved_bytes: int | None, relative_error: float | None
+) -> BodyReading:
+    """The record of a body's block. operations and moved_bytes are of one step."""
+    reading, state = block.reading, block.reading.states[-1]
+    shared = f"{reading.others} other process(es) used this GPU meanwhile" if reading.others else None
+    rate = None if shared else block.steps / block.device_seconds
+    return BodyReading(
+        body=name,
+        seconds=block.device_seconds,
+        tflops=None if rate is None or operations is None else operations * rate / 1e12,
+        gbytes_per_second=None if rate is None or moved_bytes is None else moved_bytes * rate / 1e9,
+        gpm=None if shared else reading.gpm,
+        relative_error=relative_error,
+        sm_clock_mhz=state.sm_clock_mhz,
+        power_watts=state.power_watts,
+        limited_by=state.limited_by,
+        reason=shared,
+        gpm_reason=shared or (reading.reasons.get("tensor_core") if reading.gpm is None else None),
+    )

@@ -1,0 +1,202 @@
+"""Energy and pipe activity of several arms, in windows that take turns: heat drifts under all of them alike."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from mpdiag.costs.calibration import judge_gpm
+from mpdiag.costs.energy import EnergyUse
+from mpdiag.costs.gpu import GpuSharing
+from mpdiag.costs.tensor_cores import Calibration, GpmEvidence
+from mpdiag.device.block import Block, Rest, read_block
+from mpdiag.device.nvml import ENERGY_TICK_SECONDS, Nvml
+from mpdiag.errors import MpdiagError
+from mpdiag.measure.sharing import NEEDS_GPU, look_for_others
+from mpdiag.measure.steady import SteadyRun
+
+SECONDS = 5.0  # a window: NVML's sensor looks at a quarter of the time only (arXiv 2312.02741), so longer is surer
+ROUNDS = 3  # the fewest that give an interval
+CONFIDENCE = 0.95
+BATCH_UNKNOWN = "the batch size is not known"
+
+Ready = Callable[[str], AbstractContextManager[SteadyRun]]
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ArmWindow:
+    """One window of one arm. skipped: the GradScaler skipped a step in it."""
+
+    block: Block
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class ArmWindows:
+    """The windows of several arms. failures: what an arm's code raised; needs: why there are none at all."""
+
+    arms: dict[str, list[ArmWindow]]
+    samples: dict[str, int | None]
+    sharing: GpuSharing
+    failures: dict[str, str]
+    needs: str | None = None
+
+
+def energy_of_arms(
+    runs: dict[str, SteadyRun], device: torch.device, seconds_per_window: float = SECONDS, rounds: int = ROUNDS
+) -> tuple[EnergyUse, ...]:
+    """Joules a sample of every arm. All are warm and in memory, and nothing else of this process uses the GPU."""
+
+    @contextmanager
+    def ready(name: str) -> Iterator[SteadyRun]:
+        yield runs[name]
+
+    return energy_from(windows_of_arms(tuple(runs), ready, device, seconds_per_window, rounds))
+
+
+def windows_of_arms(
+    names: Sequence[str],
+    ready: Ready,
+    device: torch.device,
+    seconds_per_window: float = SECONDS,
+    rounds: int = ROUNDS,
+    report: Report = lambda line: None,
+) -> ArmWindows:
+    """The GPU at rest first, then `rounds` windows of every arm in rotating order. `ready` gives an arm, warm.
+
+    An arm whose code raises has no more windows. On a CPU nothing runs.
+    """
+    found: dict[str, list[ArmWindow]] = {name: [] for name in names}
+    samples: dict[str, int | None] = dict.fromkeys(names)
+    failures: dict[str, str] = {}
+    sharing, rest = look_for_others(device)
+    if rest is None:
+        return ArmWindows(found, samples, sharing, failures, NEEDS_GPU)
+    nvml = Nvml(device)
+    for index in range(rounds):
+        shift = index % len(names)  # a Latin square: every arm comes at every place
+        for name in (*names[shift:], *names[:shift]):
+            if name in failures:
+                continue
+            report(f"read the energy of {name}, round {index + 1} of {rounds}")
+            try:
+                with ready(name) as run, run.in_force_again() as step:
+                    samples[name] = run.samples
+                    before = run.loss_scale
+                    block = read_block(nvml, step, seconds_per_window, device, _tick(rest))
+                    found[name].append(ArmWindow(block, run.loss_scale < before))
+            except MpdiagError as error:
+                failures[name] = error.message
+    return ArmWindows(found, samples, sharing, failures)
+
+
+def _tick(rest: Rest) -> float | None:
+    """How often the energy counter moves; where the rest was too short to tell, what other GPUs do."""
+    if rest.tick_seconds is None and rest.reading.reasons.get("energy", "").endswith("does not move"):
+        return None
+    return rest.tick_seconds or ENERGY_TICK_SECONDS
+
+
+def energy_from(windows: ArmWindows) -> tuple[EnergyUse, ...]:
+    """The record of every arm's windows."""
+    return tuple(_energy(name, windows) for name in windows.arms)
+
+
+def gpm_from(windows: ArmWindows, calibration: Calibration) -> tuple[GpmEvidence, ...]:
+    """The evidence of every arm's windows, the shares weighted by the windows' seconds."""
+    found = []
+    for name, blocks in windows.arms.items():
+        reading, seconds = _shares([window.block for window in blocks])
+        reason = _not_alone(name, windows)
+        if reason is None and reading is None:
+            said = (window.block.reading.reasons.get("tensor_core") for window in blocks)
+            reason = next(filter(None, said), "GPM gave no value")
+        found.append(judge_gpm(name, reading, seconds, calibration, reason))
+    return tuple(found)
+
+
+def _shares(blocks: list[Block]) -> tuple[dict[str, float] | None, float]:
+    readings = [(block.reading.gpm, block.reading.seconds) for block in blocks if block.reading.gpm]
+    seconds = sum(length for _, length in readings)
+    if not readings:
+        return None, sum(block.reading.seconds for block in blocks)
+    names = set.intersection(*(set(gpm) for gpm, _ in readings if gpm))
+    return {
+        name: sum(gpm[name] * length for gpm, length in readings if gpm) / seconds for name in sorted(names)
+    }, seconds
+
+
+def _not_alone(name: str, windows: ArmWindows) -> str | None:
+    """Why the windows are none of this arm's, or not of it alone."""
+    if windows.needs is not None:
+        return windows.needs
+    if name in windows.failures:
+        return windows.failures[name]
+    if windows.sharing.busy:
+        return windows.sharing.reason
+    others = max((window.block.reading.others or 0 for window in windows.arms[name]), default=0)
+    return f"{others} other process(es) used this GPU meanwhile" if others else None
+
+
+def _energy(name: str, windows: ArmWindows) -> EnergyUse:
+    blocks = [window.block for window in windows.arms[name]]
+    seconds = sum(block.reading.seconds for block in blocks)
+    idle = windows.sharing.idle_watts
+    batch = windows.samples[name]
+    reason = _not_alone(name, windows)
+    measured = [block for block in blocks if block.reading.energy_joules is not None]
+    if reason is None and not measured:
+        reason = next(filter(None, (block.reading.reasons.get("energy") for block in blocks)), "no window was read")
+    if reason is None and not batch:
+        reason = BATCH_UNKNOWN
+    if reason is not None or not batch:
+        return EnergyUse(name, None, None, None, len(blocks), seconds, idle, reason)
+    joules = [block.reading.energy_joules or 0.0 for block in measured]
+    each = [energy / (block.steps * batch) for energy, block in zip(joules, measured, strict=True)]
+    seconds = sum(block.reading.seconds for block in measured)
+    steps = sum(block.steps for block in measured)
+    resting = None if idle is None else min(1.0, idle * seconds / sum(joules))
+    mean = statistics.fmean(each)
+    states = [state for block in measured for state in block.reading.states]
+    limits = [state.limited_by for state in states if state.limited_by is not None]
+    skipped = sum(window.skipped for window in windows.arms[name])
+    return EnergyUse(
+        arm=name,
+        joules_per_sample=mean,
+        interval=interval_of_mean(each),
+        joules_per_sample_above_idle=None if resting is None else mean * (1 - resting),
+        windows=len(measured),
+        seconds=seconds,
+        idle_watts=idle,
+        idle_share=resting,
+        watts=sum(joules) / seconds,
+        samples=steps * batch,
+        by_window=tuple(each),
+        clocks_mhz=_range([state.sm_clock_mhz for state in states]),
+        temperatures_c=_range([state.temperature_c for state in states]),
+        throttled=any(limits) if limits else None,
+        limited_by=tuple(sorted({name for limit in limits for name in limit})),
+        note=f"steps were skipped in {skipped} of the windows; a skipped step takes less" if skipped else None,
+    )
+
+
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean by Student's t, from three values on; None for fewer."""
+    if len(values) < 3:
+        return None
+    from scipy.stats import t  # half a second to import, so only where it is used
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def _range(values: Sequence[int | None]) -> tuple[int, int] | None:
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else None

@@ -1,0 +1,131 @@
+"""Step times of several arms, in blocks that take turns, so that clocks and heat drift under all of them alike.
+
+Warm-up, short blocks in rotating order, one figure a block, and the baseline against itself: repetition at the level
+where the noise is (Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+
+from mpdiag.costs.timing import ArmTime, Timing
+from mpdiag.device.stopwatch import time_block
+from mpdiag.errors import MpdiagError
+from mpdiag.measure.fleet import Fleet
+from mpdiag.training.precision import Precision
+
+BLOCK_SECONDS = 0.25  # long against an event's half microsecond, short against the seconds in which clocks drift
+MIN_BLOCK_STEPS, MAX_BLOCK_STEPS = 3, 50
+MIN_ROUNDS, MAX_ROUNDS = 3, 20  # three give an interval at all; 20 give 0.7 % where blocks scatter by 1 %
+GOOD_ROUNDS = 8  # shorter blocks are taken before fewer rounds than these
+SETTLE_STEPS = 1  # after a change of arm: caches and the allocator's free lists are another arm's
+RETRIES = 2  # of a block in which a step was skipped
+
+CONTROL = "again"
+NOT_RESIDENT = "the arms did not fit in memory together: each block began with a fresh model"
+
+
+@dataclass
+class _Blocks:
+    """What one arm's blocks gave so far."""
+
+    medians_ms: list[float | None] = field(default_factory=list)
+    times_ms: list[float] = field(default_factory=list)
+    wall_ms: list[float] = field(default_factory=list)
+    skipped: int = 0
+    reason: str | None = None
+
+
+def time_arms(fleet: Fleet, seconds: float) -> Timing:
+    """Time every usable arm of a fleet for about `seconds` in all; an arm that fails has its error as the reason."""
+    began = time.perf_counter()
+    usable = fleet.usable
+    turns = [*usable, CONTROL]
+    lengths = {name: _block_steps(fleet.step_seconds[name]) for name in usable}
+    rounds = _rounds(lengths, fleet.step_seconds, usable[0], seconds)
+    found = {name: _Blocks() for name in turns}
+    for index in range(rounds):
+        shift = index % len(turns)  # a Latin square: every arm comes at every place
+        for turn in turns[shift:] + turns[:shift]:
+            name = usable[0] if turn == CONTROL else turn
+            _one_block(fleet, name, lengths[name], found[turn])
+    records = []
+    for name, precision in fleet.arms.items():
+        blocks = found.get(name) or _Blocks(reason=fleet.failures[name])
+        records.append(_record(name, precision, blocks, rounds))
+    return Timing(
+        arms=tuple(records),
+        control=_record(CONTROL, fleet.arms[usable[0]], found[CONTROL], rounds),
+        samples=fleet.samples,
+        rounds=rounds,
+        resident=fleet.resident,
+        seconds=round(time.perf_counter() - began, 3),
+        notes=() if fleet.resident else (NOT_RESIDENT,),
+    )
+
+
+def _block_steps(step_seconds: float) -> int:
+    return min(MAX_BLOCK_STEPS, max(MIN_BLOCK_STEPS, math.ceil(BLOCK_SECONDS / step_seconds)))
+
+
+def _rounds(lengths: dict[str, int], step_seconds: dict[str, float], baseline: str, seconds: float) -> int:
+    """How many rounds fit; where few do, the blocks in `lengths` are shortened first."""
+
+    def fit() -> int:
+        turns = [*lengths, baseline]
+        return int(seconds / sum((lengths[name] + SETTLE_STEPS) * step_seconds[name] for name in turns))
+
+    if fit() < GOOD_ROUNDS:
+        share = max(fit(), 1) / GOOD_ROUNDS
+        for name, length in lengths.items():
+            lengths[name] = max(MIN_BLOCK_STEPS, int(length * share))
+    return min(MAX_ROUNDS, max(MIN_ROUNDS, fit()))
+
+
+def _one_block(fleet: Fleet, name: str, steps: int, found: _Blocks) -> None:
+    """One block of an arm; a block with a skipped step is taken again, and lost where that keeps happening."""
+    if found.reason is not None:
+        found.medians_ms.append(None)
+        return
+    try:
+        with fleet.ready(name) as run, run.in_force_again() as step:
+            for _ in range(RETRIES + 1):
+                for _ in range(SETTLE_STEPS):
+                    step()
+                before = run.loss_scale
+                times, wall = time_block(step, steps, fleet.device)
+                if run.loss_scale >= before:
+                    break
+                found.skipped += 1
+            else:
+                found.medians_ms.append(None)
+                return
+    except MpdiagError as error:
+        found.reason = error.message
+        found.medians_ms.append(None)
+        return
+    found.medians_ms.append(statistics.median(times))
+    found.times_ms += times
+    found.wall_ms.append(wall)
+
+
+def _record(name: str, precision: Precision, found: _Blocks, rounds: int) -> ArmTime:
+    if not found.times_ms:
+        lost = f"the GradScaler skipped steps in all {rounds} blocks" if found.skipped else "no block was timed"
+        reason = found.reason or lost
+        return ArmTime(name, precision.name, None, None, None, tuple(found.medians_ms), 0, found.skipped, reason)
+    low, middle, high = statistics.quantiles(found.times_ms, n=4)
+    return ArmTime(
+        arm=name,
+        precision=precision.name,
+        step_time_ms=middle,
+        iqr_ms=(low, high),
+        wall_ms=statistics.fmean(found.wall_ms),
+        block_medians_ms=tuple(found.medians_ms),
+        steps=len(found.times_ms),
+        skipped_blocks=found.skipped,
+        reason=found.reason,
+    )

@@ -1,0 +1,127 @@
+"""A measurement in a process of its own: what comes back when it ends well, and when it does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpdiag.measure.child import Child, Reply, in_child
+
+HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def tasks_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH")))))
+
+
+def ask(task: str, seconds: float = 60, **request: Any) -> Reply:
+    return in_child(f"child_tasks:{task}", request, seconds)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that ended and is not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(condition: Any, seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_task_answers_from_another_process() -> None:
+    reply = ask("double", number=21)
+    assert reply.reason is reply.slug is None
+    assert reply.value is not None
+    assert reply.value["twice"] == 42
+    assert reply.value["pid"] != os.getpid()
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
+def test_a_child_that_a_signal_ends_is_a_reason(name: str) -> None:
+    reply = ask("killed", signal=name)
+    assert reply.value is None
+    assert (reply.reason or "").startswith(f"the process that measures it was killed by {name}")
+
+
+def test_a_child_that_leaves_without_an_answer_is_a_reason_with_its_last_words() -> None:
+    assert ask("left") == Reply(None, "the process that measures it ended with code 7: last words")
+
+
+def test_a_child_that_takes_too_long_is_ended() -> None:
+    child = Child("child_tasks:slow", {}, 1.0)
+    assert child.reply() == Reply(None, "the process that measures it took longer than 1 s")
+    assert not alive(child._process.pid)
+
+
+def test_an_exception_is_a_reason_of_one_line() -> None:
+    assert ask("raises") == Reply(None, "ValueError: first line")
+
+
+def test_an_error_of_ours_keeps_its_slug() -> None:
+    assert ask("raises_usage") == Reply(None, "what is wrong", "some-slug")
+
+
+def test_a_lack_of_memory_has_a_slug_of_its_own() -> None:
+    reply = ask("out_of_memory")
+    assert reply.slug == "out-of-memory"
+    assert (reply.reason or "").startswith("OutOfMemoryError: CUDA out of memory")
+
+
+@pytest.mark.parametrize("task", ["no_such_module:f", "child_tasks:no_such_function"])
+def test_a_task_that_does_not_exist_is_a_reason(task: str) -> None:
+    reply = in_child(task, {}, 60)
+    assert reply.value is None
+    assert reply.reason
+
+
+def test_several_children_work_side_by_side() -> None:
+    children = [Child("child_tasks:double", {"number": n}, 60) for n in (1, 2, 3)]
+    values = [child.reply().value for child in children]
+    assert [value and value["twice"] for value in values] == [2, 4, 6]
+    assert len({value and value["pid"] for value in values}) == 3
+
+
+def test_ending_a_child_ends_what_it_started(tmp_path: Path) -> None:
+    told = tmp_path / "pids"
+    child = Child("child_tasks:with_a_worker", {"file": str(told)}, 60)
+    assert until(lambda: told.exists() and len(told.read_text().split()) == 2)
+    child.end()
+    pids = [int(pid) for pid in told.read_text().split()]
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_a_child_ends_soon_after_its_parent_was_killed(tmp_path: Path) -> None:
+    told = tmp_path / "pids"
+    code = (
+        "from mpdiag.measure.child import in_child\n"
+        f"in_child('child_tasks:with_a_worker', {{'file': {str(told)!r}}}, 60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(HERE).parent)
+    try:
+        assert until(lambda: told.exists() and len(told.read_text().split()) == 2)
+        child = int(told.read_text().split()[0])
+        parent.kill()
+        parent.wait()
+        assert until(lambda: not alive(child))
+    finally:
+        parent.kill()
+        if told.exists():
+            for pid in told.read_text().split():
+                if alive(int(pid)):
+                    os.kill(int(pid), signal.SIGKILL)

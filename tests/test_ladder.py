@@ -1,0 +1,149 @@
+"""The ladder of tensor-core evidence: the highest level that answers gives the claim, contradictions are flagged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, LayerUse
+from mpdiag.costs.ladder import ladder_of
+from mpdiag.costs.tensor_cores import CounterEvidence, GpmEvidence
+
+
+def kernels(
+    yes: float = 0.8, ambiguous: float = 0.0, unknown: float = 0.0, matrix: float = 0.9, arithmetic: str = "FP16",
+    beyond: tuple[bool | None, ...] = (),
+) -> ArmKernels:  # fmt: skip
+    classes = {"yes": yes, "no": 1 - yes - ambiguous - unknown, "ambiguous": ambiguous, "unknown": unknown}
+    time = KernelTime(3, 100, 10.0, classes, {}, {}, matrix, 0, 0, 0, 0, 50.0, 9.0, 10.0, False, 0.9)
+    layers = tuple(
+        LayerUse(f"l{i}", "Linear", 1, 1, 0.1, "float16", "yes", tflops_per_s=100.0 + i, impossible_without=b)
+        for i, b in enumerate(beyond)
+    )
+    return ArmKernels("arm", arithmetic, time, layers)
+
+
+def gpm(used: bool | None, share: float = 0.4, **more: Any) -> GpmEvidence:
+    reason = None if used else "not above the threshold"
+    return GpmEvidence("arm", used, share, share, 0.0, 0.03, 2.0, {"any_tensor": share}, reason, **more)
+
+
+def counters(instructions: float | None = None, **operations: float) -> CounterEvidence:
+    return CounterEvidence("arm", operations or None, instructions, reason=None if operations else "refused")
+
+
+def test_the_highest_level_that_answers_gives_the_claim():
+    found = ladder_of(kernels(beyond=(True, False)), gpm(True), counters(1e6, fp16=9e12, bf16=1e12, fp8=0.0))
+    assert (found.reached, found.used) == ("E1", True)
+    assert found.claim == "9 TFLOP of FP16, 1 TFLOP of BF16 tensor-core math a step"
+    assert [level.used for level in found.levels] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("given", "reached", "claim"),
+    [
+        ({"counters": counters(2e6)}, "E2", "the tensor pipe ran 2,000,000 instructions a step"),
+        ({"gpm": gpm(True)}, "E3", "tensor pipe active 40.0% of the time while this ran alone"),
+        ({"kernels": kernels(0.8, 0.05, 0.01)}, "E4",
+         "80.0% of GPU kernel time in kernels known as tensor-core, 5.0% in names that can be either, 1.0% unknown"),
+        ({"kernels": kernels(0.0, 0.5, beyond=(True, True, None))}, "E5",
+         "2 of 2 layers run faster than CUDA cores can (l1: 101 TFLOP/s): impossible without tensor cores"),
+    ],
+)  # fmt: skip
+def test_each_level_has_the_sentence_it_allows(given, reached, claim):
+    found = ladder_of(**{"kernels": None, **given})
+    assert (found.reached, found.claim, found.used) == (reached, claim, True)
+
+
+def test_nothing_measured_is_not_known_and_never_no():
+    found = ladder_of(None)
+    assert (found.reached, found.used) == (None, None)
+    assert found.claim == "not known whether tensor cores ran: no level of evidence gave an answer"
+    assert {level.text for level in found.levels} == {"not measured"}
+
+
+def test_each_missing_level_gives_its_own_reason():
+    nothing = ArmKernels("a", "FP16", None, None, reason="needs a GPU", layers_reason="compiled")
+    unread = GpmEvidence("a", None, None, None, None, None, 0.0, None, "not on this GPU")
+    found = ladder_of(nothing, unread, counters())
+    assert [level.text for level in found.levels] == [
+        "refused",
+        "refused",
+        "not on this GPU",
+        "needs a GPU",
+        "compiled",
+    ]
+
+
+def test_only_unclear_names_are_no_answer_and_only_plain_ones_are_no():
+    assert ladder_of(kernels(0.0, 0.1)).levels[3].used is None
+    assert ladder_of(kernels(0.0, 0.0, 0.1)).levels[3].used is None
+    assert ladder_of(kernels(0.0)).levels[3].used is False
+    assert ladder_of(kernels(0.0, 0.005, 0.005)).levels[3].used is False
+    assert "0.5% unknown" in ladder_of(kernels(0.0, 0.005, 0.005)).claim
+
+
+def test_pipe_activity_without_a_traced_product_proves_nothing():
+    found = ladder_of(kernels(0.0, matrix=0.0), gpm(True), counters(5.0))
+    assert [level.used for level in found.levels[1:3]] == [None, None]
+    assert "packed FP16" in found.levels[1].text
+
+
+def test_slow_layers_prove_nothing():
+    assert ladder_of(kernels(0.0, 0.1, beyond=(False,))).levels[4].used is None
+
+
+def test_names_that_say_yes_while_gpm_sits_at_its_floor_are_flagged():
+    (told,) = ladder_of(kernels(0.5), gpm(None, 0.02)).disagreements
+    assert "E4" in told
+    assert "E3" in told
+    assert ladder_of(kernels(0.01), gpm(None, 0.02)).disagreements == ()
+    busy = GpmEvidence("a", None, None, None, None, 0.03, 2.0, None, "others used the GPU")
+    assert ladder_of(kernels(0.5), busy).disagreements == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"counters": counters(fp16=0.0)}, {"kernels": kernels(0.5)}),
+        ({"gpm": gpm(True)}, {"kernels": kernels(0.0)}),
+        ({"counters": counters(0.0)}, {"gpm": gpm(True)}),
+    ],
+)
+def test_levels_that_contradict_each_other_are_flagged(first, second):
+    assert len(ladder_of(**{"kernels": None, **first, **second}).disagreements) == 1
+
+
+def test_an_fp32_arm_on_tensor_cores_is_flagged():
+    (told,) = ladder_of(kernels(0.3, arithmetic="FP32")).disagreements
+    assert "TF32" in told
+    assert ladder_of(kernels(0.0, arithmetic="FP32")).disagreements == ()
+
+
+def test_another_type_than_the_arms_is_flagged_from_a_tenth_on():
+    (told,) = ladder_of(kernels(), None, counters(fp16=8e12, tf32=2e12)).disagreements
+    assert told == "20% of the tensor-core operations of this FP16 arm are TF32, which FP32 layers of the arm may do"
+    assert ladder_of(kernels(), None, counters(fp16=9.5e12, tf32=0.5e12)).disagreements == ()
+
+
+def test_counters_far_from_the_formulas_are_flagged():
+    flops = Flops(10**12, 2 * 10**12, 0)
+    (told,) = ladder_of(kernels(), None, counters(fp16=1.5e12), flops).disagreements
+    assert told == "the hardware counted 1.5 TFLOP on tensor cores and formulas 3 in all products of a step"
+    assert ladder_of(kernels(), None, counters(fp16=3.3e12), flops).disagreements == ()
+
+
+@given(
+    st.none() | st.floats(0, 1).map(lambda yes: kernels(yes)),
+    st.none() | st.sampled_from([True, None]).map(gpm),
+    st.none() | st.floats(0, 1e15).map(lambda n: counters(fp16=n)),
+)
+def test_the_answer_is_that_of_the_first_level_with_one(arm, reading, counted):
+    found = ladder_of(arm, reading, counted)
+    answers = [level.used for level in found.levels if level.used is not None]
+    assert found.used == (answers[0] if answers else None)
+    assert (found.reached is None) == (not answers)
+    assert len(found.levels) == 5

@@ -1,0 +1,364 @@
+"""The search for the largest batch, on a fake card; and what becomes of children that die."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+from fake_allocator import FakeAllocator
+
+from mpdiag.costs.largest_batch import (
+    ENOUGH,
+    TOLERANCE,
+    BatchTrial,
+    LargestBatch,
+    bracket,
+    budget_of,
+    line,
+    next_batch,
+)
+from mpdiag.errors import MpdiagError
+from mpdiag.measure import batch_trial
+from mpdiag.measure import largest_batch as search
+from mpdiag.measure.again import open_again, request_for
+from mpdiag.measure.batch_trial import attempt, timed, tried
+from mpdiag.measure.child import Reply
+from mpdiag.target import load_job
+from mpdiag.training.precision import Precision
+from mpdiag.training.session import open_session
+
+
+def searched(fits: Callable[[int], bool], peak: Callable[[int], int], first: int, budget: int) -> list[BatchTrial]:
+    trials: list[BatchTrial] = []
+    while (batch := next_batch(trials, first, budget)) is not None:
+        assert batch not in {t.batch for t in trials}, "a batch is tried once"
+        good = fits(batch)
+        trials.append(BatchTrial(batch, good, peak(batch) if good else None))
+        assert len(trials) < 60, "the search ends"
+    return trials
+
+
+@settings(max_examples=500)
+@given(
+    largest=st.integers(1, 50_000),
+    first=st.integers(1, 5000),
+    fixed=st.integers(0, 10**6),
+    slope=st.integers(1, 10**4),
+    liar=st.floats(0.2, 5),
+)
+def test_whatever_the_card_the_answer_fits_and_is_near_the_largest(
+    largest: int, first: int, fixed: int, slope: int, liar: float
+) -> None:
+    # the card's own limit is `largest`; the peaks it shows may foretell another one (liar)
+    budget = int(fixed + slope * largest * liar)
+    trials = searched(lambda batch: batch <= largest, lambda batch: fixed + slope * batch, first, budget)
+    found, unfit = bracket(trials)
+    assert found is not None
+    assert found <= largest
+    assert unfit is not None
+    assert unfit > largest
+    # to the tolerance, or the next multiple of eight; a first batch that is none may stand alone
+    assert largest < found + max(8, TOLERANCE * found) + 8 * (found % 8 != 0 and found >= 16)
+
+
+@given(st.sets(st.integers(1, 300), min_size=1), st.integers(1, 300))
+def test_also_on_a_card_that_is_not_monotone_only_what_was_seen_to_fit_is_said_to(
+    fitting: set[int], first: int
+) -> None:
+    trials = searched(lambda batch: batch in fitting, lambda batch: batch, first, 200)
+    found, unfit = bracket(trials)
+    assert found is None or found in fitting
+    assert found is None or unfit is None or found < unfit
+
+
+def test_a_straight_card_takes_few_trials() -> None:
+    fixed, slope, budget = 3 * 2**30, 80 * 2**20, 75 * 2**30
+    largest = (budget - fixed) // slope  # 921
+    trials = searched(lambda batch: batch <= largest, lambda batch: fixed + slope * batch, 32, budget)
+    assert [(t.batch, t.fits) for t in trials] == [
+        (32, True), (64, True), (872, True), (920, True), (944, False),
+    ]  # fmt: skip
+
+
+def test_a_job_that_does_not_fit_at_all_goes_down_to_one() -> None:
+    trials = searched(lambda batch: False, lambda batch: 1, 20, 100)
+    assert [t.batch for t in trials] == [20, 10, 5, 2, 1]
+    assert bracket(trials) == (None, 1)
+
+
+def test_a_job_too_large_for_the_card_finds_the_batch_below() -> None:
+    trials = searched(lambda batch: batch <= 11, lambda batch: 100 + batch, 128, 111)
+    assert bracket(trials) == (11, 12)
+
+
+def test_a_card_without_an_end_stops_the_search() -> None:
+    trials = searched(lambda batch: True, lambda batch: 1000, 32, 10**12)
+    assert bracket(trials) == (ENOUGH, None)
+
+
+def test_from_sixteen_on_batches_are_multiples_of_eight() -> None:
+    trials = searched(lambda batch: batch <= 700, lambda batch: batch, 30, 700)
+    assert all(t.batch % 8 == 0 for t in trials if t.batch >= 16 and t.batch != 30)
+
+
+def test_the_line_through_the_peaks() -> None:
+    seen = [BatchTrial(8, True, 108), BatchTrial(16, True, 116), BatchTrial(64, False)]
+    assert line(seen) == pytest.approx((100, 1))
+    assert line(seen[:1]) is None
+    assert line([BatchTrial(8, True, 108), BatchTrial(16, True, 108)]) is None
+
+
+@pytest.mark.parametrize(("card", "kept"), [(80 * 2**30, 76 * 2**30), (4 * 2**30, 4 * 2**30 - 512 * 2**20)])
+def test_the_margin_is_five_percent_and_at_least_half_a_gibibyte(card: int, kept: int) -> None:
+    assert budget_of(card) == kept
+
+
+# --- trials, on an allocator of the CPU's storages
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+TARGET = """
+import torch
+SEEN = []
+def build_model():
+    return torch.nn.Sequential(torch.nn.Linear(256, 128), torch.nn.ReLU(), torch.nn.Linear(128, 4))
+def train_batches():
+    yield torch.randn(8, 256), torch.randn(8, 4)
+def compute_loss(model, batch):
+    x, y = batch
+    SEEN.append((len(x), model.training, torch.is_grad_enabled()))
+    if len(x) > LIMIT:
+        raise RuntimeError("invalid configuration argument")
+    return torch.nn.functional.mse_loss(model(x), y)
+def build_optimizer(model):
+    return torch.optim.Adam(model.parameters())
+LIMIT = 10**9
+"""
+MIB = 2**20
+FIXED = 8 * MIB  # cuBLAS's workspace in the fake
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.py"
+    path.write_text(TARGET)
+    return str(path)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeAllocator:
+    """A card of 520 MiB, whose margin leaves 8 MiB and 300 kB beside the workspace; each child gets a fresh one."""
+    monkeypatch.setattr(search, "cannot_start_again", lambda job, device: None)
+    card = FakeAllocator()
+    card.total = 512 * MIB + FIXED + 3 * MIB
+
+    def run(task: str, request: dict[str, Any], seconds: float) -> Reply:
+        sent = json.loads(json.dumps(request | {"device": "cpu"}))
+        again = open_again(sent)
+        card.retries, card.most = 0, 10**12
+        with card:
+            card.alive.clear()
+            value = tried(again, card, sent, time.monotonic()) if task == search.SEARCH else timed(again, card, sent)
+        card.children.append(task)
+        return Reply(json.loads(json.dumps(value)))
+
+    monkeypatch.setattr(search, "release_memory", lambda: None)  # collecting garbage takes most of a trial here
+    monkeypatch.setattr(batch_trial, "release_memory", lambda: None)
+    card.children = []  # type: ignore[attr-defined]
+    monkeypatch.setattr(search, "in_child", run)
+    return card
+
+
+def find(target: str, seconds: float = 600, **more: Any) -> LargestBatch:
+    return search.find_largest_batch(load_job(target), Precision("FP32", ieee=True), 0, CUDA, seconds, **more)
+
+
+def test_the_largest_batch_on_a_fake_card(target: str, fake: FakeAllocator) -> None:
+    found = find(target, arm="fp32")
+    assert found.reason is found.speed_reason is None
+    assert (found.arm, found.precision, found.own_batch, found.at_least) == ("fp32", "FP32", 8, False)
+    assert found.card_bytes == fake.total
+    assert found.budget_bytes == FIXED + 3 * MIB
+    assert not found.limited
+    assert found.batch is not None
+    assert found.too_large is not None
+    assert found.batch % 8 == 0
+    assert found.batch < found.too_large <= found.batch + max(8, TOLERANCE * found.batch) + 8
+    assert found.peak_bytes is not None
+    assert found.peak_bytes <= found.budget_bytes
+    assert found.too_large_reason == "out of memory"
+    assert found.bytes_per_sample is not None
+    assert 256 * 4 < found.bytes_per_sample < 8 * 256 * 4
+    assert found.step_time_ms is not None
+    assert found.samples_per_second == found.batch * 1000 / found.step_time_ms
+    assert any("samples are repeated" in note for note in found.notes)
+
+
+def test_after_a_lack_of_memory_the_next_trial_is_a_fresh_process(target: str, fake: FakeAllocator) -> None:
+    found = find(target)
+    unfit = sum(not trial.fits for trial in found.trials)
+    assert fake.children.count(search.SEARCH) <= unfit + 1  # type: ignore[attr-defined]
+    assert fake.children[-1] == search.SPEED  # type: ignore[attr-defined]
+
+
+def test_a_trial_is_three_steps_and_a_pass_without_gradients(target: str, fake: FakeAllocator) -> None:
+    again = open_again(request_for(load_job(target), Precision("FP32"), 0, CPU, None))
+    seen = sys.modules["_mpdiag_target_tiny"].SEEN
+    seen.clear()
+    with fake, open_session(again.job, again.start, again.precision, CPU) as session:
+        trial = attempt(session, again.start.batches[0], 24, fake)
+        assert session.model.training
+    assert trial.fits
+    assert seen == [(24, True, True)] * 3 + [(24, False, False)]
+
+
+def test_a_smaller_card_can_be_asked_for(target: str, fake: FakeAllocator) -> None:
+    whole, smaller = find(target), find(target, memory_limit_bytes=fake.total - MIB)
+    assert smaller.limited
+    assert smaller.card_bytes == fake.total - MIB
+    assert smaller.batch is not None
+    assert whole.batch is not None
+    assert smaller.batch < whole.batch
+
+
+def test_a_larger_card_than_there_is_cannot(target: str, fake: FakeAllocator) -> None:
+    found = find(target, memory_limit_bytes=fake.total * 2)
+    assert not found.limited
+    assert found.card_bytes == fake.total
+    assert any("were asked for, the card has" in note for note in found.notes)
+
+
+def test_a_card_that_others_use_says_how_much_was_left(target: str, fake: FakeAllocator) -> None:
+    fake.held = MIB
+    found = find(target)
+    assert found.budget_bytes == FIXED + 2 * MIB
+    assert any("in use already" in note for note in found.notes)
+
+
+def test_a_full_card_has_a_reason(target: str, fake: FakeAllocator) -> None:
+    fake.held = fake.total - MIB
+    with pytest.raises(MpdiagError, match="GiB of the card are free"):
+        find(target)
+
+
+@pytest.mark.parametrize(
+    ("room", "tried_batches", "reason"),
+    [
+        (1000, [1], "out of memory before the first batch"),  # the model has 133 kB, with its state four times that
+        (300_000, [8, 4, 2, 1], "out of memory"),
+    ],
+)
+def test_a_model_that_does_not_fit_at_all_has_a_reason(
+    target: str, fake: FakeAllocator, room: int, tried_batches: list[int], reason: str
+) -> None:
+    fake.total = 512 * MIB + FIXED + room
+    found = find(target)
+    assert found.batch is found.samples_per_second is None
+    assert found.reason == f"not even one sample fits: {reason}"
+    assert [trial.batch for trial in found.trials] == tried_batches
+
+
+def test_an_error_that_is_not_memory_bounds_the_batch_and_is_named(target: str, fake: FakeAllocator) -> None:
+    text = Path(target).read_text()
+    Path(target).write_text(text.replace("LIMIT = 10**9", "LIMIT = 40"))
+    found = find(target)
+    assert (found.batch, found.too_large) == (40, 48)
+    assert found.too_large_reason is not None
+    assert "invalid configuration argument" in found.too_large_reason
+
+
+def test_a_job_that_fails_at_its_own_batch_raises_its_own_error(target: str, fake: FakeAllocator) -> None:
+    text = Path(target).read_text()
+    Path(target).write_text(text.replace("LIMIT = 10**9", "LIMIT = 4"))
+    with pytest.raises(MpdiagError, match="invalid configuration"):
+        find(target)
+
+
+def test_an_allocator_that_had_to_try_again_does_not_fit(target: str, fake: FakeAllocator) -> None:
+    class Retrying(FakeAllocator):
+        def peaks(self) -> Any:
+            self.retries += 1
+            return super().peaks()
+
+    again = open_again(request_for(load_job(target), Precision("FP32"), 0, CPU, None))
+    with Retrying() as card, open_session(again.job, again.start, again.precision, CPU) as session:
+        trial = attempt(session, again.start.batches[0], 8, card)
+    assert not trial.fits
+    assert "try again" in (trial.reason or "")
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *replies: Reply) -> None:
+    left = list(replies)
+    monkeypatch.setattr(search, "cannot_start_again", lambda job, device: None)
+    monkeypatch.setattr(search, "in_child", lambda *given: left.pop(0))
+
+
+def told(*trials: BatchTrial) -> Reply:
+    card = {"card_bytes": 1000, "budget_bytes": 900, "limited": False, "own_batch": 4, "notes": []}
+    return Reply({**card, "trials": [vars(trial) for trial in trials]})
+
+
+FITS, BURSTS = BatchTrial(4, True, 400), BatchTrial(8, False, None, "out of memory")
+
+
+def test_a_child_that_is_killed_leaves_what_was_found_before_and_says_at_least(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Reply(None, "the process that measures it was killed by SIGKILL")
+    answering(monkeypatch, told(FITS, BURSTS), killed, killed)
+    found = find(target)
+    assert (found.batch, found.too_large, found.at_least) == (4, 8, True)
+    assert found.samples_per_second is None
+    assert found.speed_reason == killed.reason
+    assert f"the search ended early: {killed.reason}" in found.notes
+
+
+def test_a_first_child_that_is_killed_gives_a_reason_and_no_batch(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, Reply(None, "it was killed"))
+    found = find(target)
+    assert (found.batch, found.reason, found.trials) == (None, "it was killed", ())
+
+
+def test_what_does_not_fit_in_a_fresh_process_is_not_the_answer(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    six, seven = BatchTrial(6, True, 600), BatchTrial(7, False, None, "out of memory")
+    again = Reply({"trial": vars(BatchTrial(6, False, None, "out of memory")), "step_time_ms": None})
+    five = BatchTrial(5, True, 500)
+    answering(
+        monkeypatch,
+        told(FITS, BURSTS, six, seven),
+        again,
+        told(FITS, BURSTS, seven, BatchTrial(6, False, None, "out of memory"), five),
+        Reply({"trial": vars(five), "step_time_ms": 2.0}),
+    )
+    found = find(target)
+    assert (found.batch, found.too_large, found.samples_per_second) == (5, 6, 2500)
+
+
+def test_without_time_nothing_is_tried_and_the_reason_says_so(target: str, fake: FakeAllocator) -> None:
+    found = find(target, seconds=5)
+    assert (found.batch, found.reason) == (None, "the time for the search was used up")
+    assert fake.children == []  # type: ignore[attr-defined]
+
+
+def test_a_child_that_runs_out_of_time_hands_back_its_trials(target: str, fake: FakeAllocator) -> None:
+    again = open_again(request_for(load_job(target), Precision("FP32"), 0, CPU, None))
+    request = {"trials": [vars(BatchTrial(8, True, 9 * MIB))], "seconds": 0.0, "memory_limit_bytes": None}
+    with fake:
+        value = tried(again, fake, request, time.monotonic())
+    assert value["trials"] == request["trials"]
+
+
+def test_on_a_cpu_no_batch_is_searched(target: str) -> None:
+    found = search.find_largest_batch(load_job(target), Precision("FP32"), 0, CPU, 60)
+    assert found == LargestBatch.absent("FP32", "FP32", "needs a CUDA GPU; this run was on the CPU")
+    assert found.reason == found.speed_reason
