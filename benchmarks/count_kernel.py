@@ -3,6 +3,7 @@
     python benchmarks/count_kernel.py [OUT.json]          (needs a CUDA device)
 
 GB/s counts the bytes of the tensor once. The ceiling is the quicker of torch's own one-pass reductions (sum, amax).
+blocks_gb_s is the kernel that counts inside blocks too; it runs in one step of a capture only.
 Each body is a CUDA graph of calls over buffers that together exceed the L2 cache several times, so that neither
 Python's launches nor the cache are measured; graphs are replayed in turns and the median replay is taken.
 """
@@ -70,6 +71,7 @@ def rows_of(sizes: tuple[int, ...] = (1024, 256, 64, 16, 4)) -> list[dict[str, o
                 table, portable = CountTable(GPU), CountTable(GPU, portable=True)
                 calls = {
                     "kernel_gb_s": lambda v, t=table: t.add(0, v),
+                    "blocks_gb_s": lambda v, t=table: t.add_with_blocks(0, v, False),
                     "sum_gb_s": lambda v: v.sum(),
                     "amax_gb_s": lambda v: v.amax(),
                 }

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpdiag.diagnosis import NOT_ASKED_FOR, Diagnosis
 from mpdiag.draft import Draft
-from mpdiag.drift import observed_parts
 from mpdiag.errors import UsageError
+from mpdiag.options import ScanOptions as ScanOptions
 from mpdiag.saved import from_json
-from mpdiag.settings import (
-    CAPTURE_STEPS,
-    DEPTHS,
-    ISLANDS_SHARE,
-    PREDICTION_STEPS,
-    SEEDS,
-    SELFTEST_STEPS,
-    TIME_BUDGET_SECONDS,
-    VERIFY_STEPS,
-)
+from mpdiag.settings import ISLANDS_SHARE, PREDICTION_SHARE, PREDICTION_STEPS, SELFTEST_STEPS
 
 if TYPE_CHECKING:
     import pandas
@@ -31,51 +21,6 @@ if TYPE_CHECKING:
 
     from mpdiag.capture.run import Observation
     from mpdiag.target import Job, Start
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """What a scan may be told; the defaults and their reasons are in settings.py."""
-
-    steps: int = CAPTURE_STEPS
-    seed: int = 0
-    device: str = "auto"
-    verify: bool = True
-    verify_steps: int = VERIFY_STEPS
-    seeds: int = SEEDS
-    time_budget_seconds: float = TIME_BUDGET_SECONDS
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    at: tuple[int, ...] = (0,)
-    skip: int = 0
-    depth: str = DEPTHS[0]
-
-    @property
-    def parts(self) -> list[list[int]]:
-        """The training steps to observe."""
-        return observed_parts(self.steps, self.at, self.skip)
-
-    @property
-    def last_step(self) -> int:
-        """The last of them."""
-        return max(step for part in self.parts for step in part)
-
-    def __post_init__(self) -> None:
-        wrong = {
-            "steps": self.steps < 1,
-            "seed": not 0 <= self.seed < 2**64,  # what torch takes
-            "verify_steps": self.verify_steps < 1,
-            "seeds": self.seeds < 1,
-            "time_budget_seconds": not 0 < self.time_budget_seconds < math.inf,
-            "device": self.device not in ("auto", "cpu", "cuda"),
-            "depth": self.depth not in DEPTHS,
-            "at": not self.at or min(self.at) < 0,
-            "skip": self.skip < 0,
-        }
-        for name, bad in wrong.items():
-            if bad:
-                message = f"{name} cannot be {getattr(self, name)!r}"
-                raise UsageError("bad-option", message, "counts start at 1, a budget is a finite number of seconds")
 
 
 def scan(
@@ -113,7 +58,7 @@ def scan(
     with random_state_kept(), draft.kept_on_failure():
         report(f"load {target}")
         with draft.timed("load"):
-            job = load_job(target)
+            job = load_job(target, options.start_from)
             start = job.start(options.seed, options.last_step + 1)
             draft.update(target=target_record(job, start))
         _capture(draft, job, start, options, device, report)
@@ -125,6 +70,59 @@ def scan(
             _verify(draft, job, options, device, report)
         else:
             draft.update(reason=NOT_ASKED_FOR)
+        _late_findings(draft)
+    return draft.diagnosis
+
+
+def verify_saved(
+    saved: Diagnosis | str | Path,
+    options: ScanOptions | None = None,
+    *,
+    command: str = "",
+    report: Callable[[str], None] = lambda line: None,
+    checkpoint: Callable[[Diagnosis], None] = lambda diagnosis: None,
+    **changed: Any,
+) -> Diagnosis:
+    """Verify on this machine what a scan elsewhere captured: `verify_saved("run.json", device="cuda")`.
+
+    The job is loaded from where the scan found it; its first seed, loss scale and FP32 islands are those of the scan.
+    Raises UsageError (`nothing-to-verify`, `target-changed`) and whatever loading and training the job raises.
+    """
+    from mpdiag.device.environment import describe
+    from mpdiag.device.random_state import random_state_kept
+    from mpdiag.device.select import select_device
+    from mpdiag.target import load_job
+    from mpdiag.target.record import target_record, typed_target, what_changed
+
+    diagnosis = saved if isinstance(saved, Diagnosis) else load(saved)
+    if diagnosis.target is None or diagnosis.capture is None or diagnosis.advice is None:
+        missing = "it ended before anything was captured"
+        raise UsageError("nothing-to-verify", f"the saved scan has no capture: {missing}", "scan the target again")
+    target = diagnosis.target
+    seed = diagnosis.capture.seed
+    observed = max((part.last_step + 1 for part in diagnosis.advice.drift), default=diagnosis.capture.steps)
+    options = replace(options or ScanOptions(), seed=seed, steps=observed, start_from=target.start_from, **changed)
+    device = select_device(options.device)
+    here = describe(device)
+    draft = Draft(
+        replace(
+            diagnosis,
+            command=command or diagnosis.command,
+            environment=here,
+            captured_on=diagnosis.captured_on or (diagnosis.environment if diagnosis.environment != here else None),
+            verification=None,
+            reason=None,
+        ),
+        checkpoint,
+    )
+    with random_state_kept(), draft.kept_on_failure():
+        report(f"load {typed_target(target)}")
+        with draft.timed("load"):
+            job = load_job(typed_target(target), target.start_from)
+            changes = what_changed(target, target_record(job, job.start(seed, options.verify_steps)))
+        draft.diagnosis = replace(draft.diagnosis, target=replace(target, notes=(*target.notes, *changes)))
+        _verify(draft, job, options, device, report)
+        _late_findings(draft)
     return draft.diagnosis
 
 
@@ -232,6 +230,13 @@ def _islands(
     draft.update(advice=advice)
 
 
+def _late_findings(draft: Draft) -> None:
+    """Add what only the whole run can tell: of its trials, its costs, its environment."""
+    from mpdiag.advice import with_late_findings
+
+    draft.diagnosis = with_late_findings(draft.diagnosis)
+
+
 def _steps_in_words(options: ScanOptions) -> str:
     """Which steps are observed."""
     parts = options.parts
@@ -241,30 +246,35 @@ def _steps_in_words(options: ScanOptions) -> str:
 
 
 def _verify(draft: Draft, job: Job, options: ScanOptions, device: torch.device, report: Callable[[str], None]) -> None:
+    from mpdiag.verify.cost_run import CostsAsked
     from mpdiag.verify.island_search import costed
     from mpdiag.verify.run import VerificationRun
 
-    assert draft.diagnosis.advice is not None
-    running = VerificationRun(job, draft.diagnosis.advice, device, job.higher_is_better)
+    capture, advice = draft.diagnosis.capture, draft.diagnosis.advice
+    assert capture is not None
+    assert advice is not None
 
-    def interrupted() -> None:
+    def so_far() -> Diagnosis:
+        return replace(draft.diagnosis, verification=running.record(interrupted=True))
+
+    def stopped() -> None:
         if running.trials:
-            draft.diagnosis = replace(draft.diagnosis, verification=running.record(interrupted=True))
+            draft.diagnosis = so_far()
 
-    draft.finish = interrupted
-    assert draft.diagnosis.capture is not None
+    running = VerificationRun(job, advice, device, job.higher_is_better, lambda: draft.keep(so_far))
+    draft.finish = stopped
+    budget = options.time_budget_seconds - draft.diagnosis.elapsed_seconds.get("islands", 0.0)
     with draft.timed("prediction"):
         report("count FP16 beside FP32: does it do what the FP32 counts foretell?")
-        running.predict(
-            job.start(options.seed, options.last_step + 1),
-            draft.diagnosis.capture,
-            min(options.last_step + 1, PREDICTION_STEPS),
-        )
+        pace = draft.diagnosis.elapsed_seconds.get("capture", 0.0) / capture.steps  # counting included: rather too slow
+        affordable = int(PREDICTION_SHARE * budget / pace) if pace else PREDICTION_STEPS
+        running.predict(capture, options.seed, max(1, min(options.last_step + 1, PREDICTION_STEPS, affordable)))
     with draft.timed("verify"):
-        budget = options.time_budget_seconds - draft.diagnosis.elapsed_seconds.get("islands", 0.0)
-        running.run(options.seed, options.verify_steps, options.seeds, max(budget, 0.0), report)
+        budget -= draft.diagnosis.elapsed_seconds["prediction"]
+        asked = CostsAsked(options.costs, options.largest_batch, options.memory_limit_bytes)
+        running.run(options.seed, options.verify_steps, options.seeds, max(budget, 0.0), report, asked)
     draft.finish = lambda: None
-    advice = draft.diagnosis.advice
+    verification = running.record()
     if advice.plan is not None:
-        advice = replace(advice, plan=costed(advice.plan, tuple(running.trials)))
-    draft.update(verification=running.record(), advice=advice)
+        advice = replace(advice, plan=costed(advice.plan, verification.trials))
+    draft.update(verification=verification, advice=advice)

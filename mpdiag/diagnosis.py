@@ -9,13 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from mpdiag.accuracy import Comparison as Comparison  # `as`: three of these are records too, and found here
+from mpdiag.accuracy import ControlOutcome, CurveBand
+from mpdiag.blocks import NOT_ASKED, BlockCounts
+from mpdiag.costs.record import NOT_MEASURED, Costs
 from mpdiag.drift import WindowAt
 from mpdiag.foretold import Prediction
 from mpdiag.histogram import ExponentHistogram
+from mpdiag.loop import LoopFacts
 from mpdiag.operations import NOT_OBSERVED, OpTable
-from mpdiag.origin import Environment as Environment  # `as`: these two are records too, and found here
+from mpdiag.origin import Environment as Environment
 from mpdiag.origin import TargetRecord as TargetRecord
-from mpdiag.other_formats import FormatForecast
+from mpdiag.other_formats import FormatChoice, FormatForecast
 from mpdiag.plan import IslandPlan
 
 SCHEMA_VERSION = 1  # 1: the first
@@ -52,6 +57,7 @@ class TensorTable:
     format, where it is 16-bit already).
     noise_floor_log2: elements below 2^this are rounding noise, mathematically zero (None: not known to be any);
     noise_level: all of them are. sampled: share of the elements that was counted, None where it was all of them.
+    blocks: relative to the largest of their blocks, in the first step observed; None for blocks_reason.
     """
 
     name: str
@@ -70,6 +76,8 @@ class TensorTable:
     noise_level: bool = False
     source: str | None = None
     sampled: float | None = None
+    blocks: BlockCounts | None = None
+    blocks_reason: str | None = NOT_ASKED
 
     @property
     def signal(self) -> ExponentHistogram:
@@ -117,6 +125,7 @@ class Capture:
     reason: str | None = None
     operations: tuple[OpTable, ...] | None = None
     operations_reason: str | None = NOT_OBSERVED
+    loop: LoopFacts | None = None
 
     def of_kind(self, *kinds: TensorKind) -> tuple[TensorTable, ...]:
         """The tables of some kinds, in the order captured."""
@@ -176,6 +185,7 @@ class Advice:
     """What to do, from the capture alone. drift: the window at several points of training, where they were observed.
 
     keep_fp32: where something overflows, what plan's search found; plan: that search, None where none was called for.
+    format_choice: the format to train in on this GPU, made anew after each stage; None before any.
     """
 
     format: str
@@ -185,6 +195,7 @@ class Advice:
     drift: tuple[WindowAt, ...] = ()
     other_formats: tuple[FormatForecast, ...] = ()
     plan: IslandPlan | None = None
+    format_choice: FormatChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -216,36 +227,11 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A candidate arm against the FP32 baseline in one quantity.
-
-    difference is candidate minus baseline for losses and metrics (mean over paired seeds); for costs, where is_ratio
-    is true, it is candidate over baseline. interval: 90 % confidence; margin: what counted as equal, fixed before the
-    runs (for a ratio: how far from 1).
-    verdict: equivalent, better, worse, inconclusive, not-measured.
-    """
-
-    quantity: str
-    unit: str
-    baseline: str
-    candidate: str
-    baseline_value: float | None
-    candidate_value: float | None
-    difference: float | None
-    interval: tuple[float, float] | None
-    margin: float | None
-    seeds: int
-    verdict: str
-    reason: str | None = None
-    is_ratio: bool = False
-
-
-@dataclass(frozen=True)
 class Verification:
     """The mixed-precision runs beside FP32, and what they say together.
 
     train_with: "fp16", "fp16-plan" (FP16 with the plan's FP32 islands) or "bf16", the precision that the verdict lets
-    the job train in; None while none is shown.
+    the job train in; None while none is shown. curves: one band an arm. controls: one outcome a control that was run.
     """
 
     trials: tuple[Trial, ...]
@@ -256,11 +242,17 @@ class Verification:
     prediction_reason: str | None = "not measured: FP16 was not counted"
     cut: tuple[str, ...] = ()
     train_with: str | None = None
+    curves: tuple[CurveBand, ...] = ()
+    controls: tuple[ControlOutcome, ...] = ()
+    costs: Costs = NOT_MEASURED
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything one scan found; what reports are drawn from."""
+    """Everything one scan found; what reports are drawn from.
+
+    environment: where it was verified; captured_on: where it was captured, None where that is the same machine.
+    """
 
     created: str
     command: str
@@ -271,6 +263,7 @@ class Diagnosis:
     verification: Verification | None = None
     reason: str | None = None
     elapsed_seconds: dict[str, float] = field(default_factory=dict)
+    captured_on: Environment | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -10,6 +10,8 @@ from dataclasses import replace
 from mpdiag.diagnosis import Capture, Diagnosis
 from mpdiag.errors import InterruptedScanError, MpdiagError, safe_text
 
+KEEP_SECONDS = 5.0  # writing a large diagnosis takes up to a second
+
 
 class Draft:
     """The diagnosis as it grows: `checkpoint` gets it after each stage."""
@@ -17,13 +19,24 @@ class Draft:
     def __init__(self, diagnosis: Diagnosis, checkpoint: Callable[[Diagnosis], None]) -> None:
         self.diagnosis = diagnosis
         self._checkpoint = checkpoint
+        self._kept = 0.0
         self.parts: list[tuple[list[int], Capture]] = []  # where several points of training were observed
         self.finish: Callable[[], None] = lambda: None  # what the running stage still has to hand over
 
     def update(self, **parts: object) -> None:
-        """Add parts by their field names, and checkpoint."""
-        self.diagnosis = replace(self.diagnosis, **parts)  # type: ignore[arg-type] # field names, checked by tests
+        """Add parts by their field names, choose the format anew from all that is known, and checkpoint."""
+        from mpdiag.advice.format_choice import with_format_choice
+
+        known = replace(self.diagnosis, **parts)  # type: ignore[arg-type] # field names, checked by tests
+        self.diagnosis = with_format_choice(known)
         self._checkpoint(self.diagnosis)
+        self._kept = time.perf_counter()
+
+    def keep(self, so_far: Callable[[], Diagnosis]) -> None:
+        """Checkpoint what a long stage has so far, at most every few seconds: a killed process leaves that much."""
+        if time.perf_counter() - self._kept > KEEP_SECONDS:
+            self._checkpoint(so_far())
+            self._kept = time.perf_counter()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -1,8 +1,8 @@
-"""What other formats than FP16 would make of the same tensors; saved as advice.other_formats."""
+"""What other formats than FP16 would make of the same tensors, and which one to train in; saved in the advice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -10,10 +10,12 @@ class FormatForecast:
     """One format for one half of the training step, foretold from the exponents counted in FP32.
 
     part: "forward" (activations and weights) or "backward" (activation gradients, the operands of its products).
-    scaling: "none", or "per tensor": each tensor times the power of two that takes its largest magnitude
-    just below the format's. tensors: how many were looked at; underflow: share of their finite non-zero elements that
-    become zero; energy_lost: the share of its squared norm that the worst tensor loses; overflow: share that overflows.
-    losing: tensors of which more than 1 % becomes zero; worst: the one that loses most, None where none does.
+    scaling: "none"; "per tensor", each tensor times the power of two that takes its largest magnitude just below the
+    format's; or "per block of" 32 or 16 elements. tensors: how many were looked at; underflow: share of their finite
+    non-zero elements that become zero; energy_lost: the share of its squared norm that the worst tensor loses;
+    overflow: share that overflows. losing: tensors of which more becomes zero than the format's recipes bear (1 %; of
+    NVFP4 15 %); worst: the one that loses most, None where none does. lost: the share that becomes zero of each tensor
+    that loses any, by "name (kind)", worst first.
     """
 
     format: str
@@ -28,3 +30,35 @@ class FormatForecast:
     worst: str | None
     worst_underflow: float
     verdict: str
+    lost: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether no tensor overflows or loses more than the recipes bear."""
+        return not self.losing and not self.overflow
+
+
+@dataclass(frozen=True)
+class FormatOption:
+    """One format, and why it is or is not the one to train in.
+
+    on_this_gpu: whether its tensor cores multiply in it; None where no GPU was seen, or not one of NVIDIA's.
+    """
+
+    format: str
+    on_this_gpu: bool | None
+    why: str
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """The format to train this job in on this GPU.
+
+    chosen: "FP16", "FP16 with FP32 islands", "BF16", "TF32" or "FP32". verified: whether it was trained beside FP32
+    here and kept up; else it is only foretold. options: each format with its own line.
+    """
+
+    chosen: str
+    verified: bool
+    reason: str
+    options: tuple[FormatOption, ...] = ()

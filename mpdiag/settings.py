@@ -11,6 +11,9 @@ DEPTHS = ("modules", "ops")
 PREDICTION_STEPS = 100
 """FP32 steps, at most, to the trained state in which FP16's counts are compared with what FP32's foretell."""
 
+PREDICTION_SHARE = 0.15
+"""Of the time budget, at most, for those steps."""
+
 SELFTEST_STEPS = 2
 """The second step's gradients depend on the first update, so two steps see forward, backward and optimizer."""
 
@@ -33,9 +36,11 @@ arm of the verification, which keeps the rest."""
 WARMUP_STEPS = 10
 """Steps before a clock runs: cuDNN's choice of algorithms, allocator growth and GradScaler's first skips are over."""
 
-STEADY_SECONDS = 3.0
-"""Length of the window for step time, tensor activity and energy: NVML's energy counter moves 10 times a second,
-and fewer than 20 moves are not worth a figure."""
+TRAINING_SHARE = 0.4
+"""Of the time budget on a GPU, for the training runs; the rest measures what they cost: time, memory, energy."""
+
+MAX_HALVINGS = 6
+"""Of the batch, where an arm runs out of memory: 1/64 of what was asked for is another job."""
 
 BATCH_CACHE_BYTES = 2 * 2**30
 """Batches are drawn once a seed and kept, so every arm sees the same data; beyond this the kept ones are reused."""

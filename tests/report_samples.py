@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from mpdiag.accuracy import ControlOutcome, CurveBand, PairedTest
 from mpdiag.diagnosis import (
     Advice,
     Capture,
@@ -143,17 +145,50 @@ def trials() -> tuple[Trial, ...]:
 
 
 def comparisons() -> tuple[Comparison, ...]:
+    noise = "half the spread between 3 FP32 seeds, the lower 95 % bound of it"
+    loss, accuracy = (
+        PairedTest(noise, True, 0.019, 0.0089, 0.173, None, 0.0865),
+        PairedTest("2 % of FP32's value, the most there is", True, 0.006, 0.003, 0.002, None, 0.02),
+    )
+    lost = PairedTest(noise, False)
+    few = PairedTest(noise, None, None, None, 0.173, 9, 0.0865)
     half, one = "mean loss of the second half", "one block an arm: no interval; 3 % is taken for noise"
     memory, time = ("peak_memory_bytes", "bytes"), ("step_time_ms", "ms a step")
     return (
-        Comparison("loss", half, "fp32", "fp16", 1.93, 1.934, 0.004, (-0.011, 0.019), 0.05, 3, "equivalent"),
-        Comparison("accuracy", "metric", "fp32", "fp16", 0.914, 0.913, -0.001, (-0.006, 0.004), 0.01, 3, "equivalent"),
+        Comparison("loss", half, "fp32", "fp16", 1.93, 1.934, 0.004, (-0.011, 0.019), 0.05, 3, "equivalent", test=loss),
+        Comparison(
+            "accuracy", "metric", "fp32", "fp16", 0.914, 0.913, -0.001, (-0.006, 0.004), 0.01, 3, "equivalent",
+            test=accuracy,
+        ),
         Comparison(*memory, "fp32", "fp16", 8_697_308_774, 5_583_457_484, 0.642, None, 0.03, 1, "better", one, True),
         Comparison(*time, "fp32", "fp16", 48.2, 21.7, 0.45, None, 0.03, 1, "better", one, True),
-        Comparison("loss", half, "fp32", "fp16-unscaled", 1.93, 2.28, 0.35, None, 0.05, 1, "inconclusive", "one seed"),
+        Comparison(
+            "loss", half, "fp32", "fp16-unscaled", 1.93, 2.28, 0.35, None, 0.05, 1, "inconclusive", "one seed", test=few
+        ),
         Comparison(*time, "fp32", "fp16-unscaled", None, None, None, None, None, 0, "not-measured", NO_GPU, True),
         Comparison(*time, "fp32", "fp16-pure", None, None, None, None, None, 0, "not-measured", NO_GPU, True),
-        Comparison("loss", half, "fp32", "fp16-pure", 1.93, None, None, None, 0.05, 1, "worse", "not finite"),
+        Comparison(
+            "loss", half, "fp32", "fp16-pure", 1.93, None, None, None, 0.05, 1, "worse", "not finite", test=lost
+        ),
+    )  # fmt: skip
+
+
+def bands() -> tuple[CurveBand, ...]:
+    """FP16's, which is told apart late, and an arm of one seed, which has none."""
+    steps = (1, 25, 50, 75, 100)
+    mean, half = (0.0, 0.002, 0.003, 0.004, 0.004), (0.001, 0.002, 0.0025, 0.003, 0.003)
+    low, high = (tuple(m + sign * h for m, h in zip(mean, half, strict=True)) for sign in (-1, 1))
+    return (
+        CurveBand("fp16", 3, steps, mean, low, high, 0.75, 10, 45),
+        CurveBand("fp16-unscaled", 1, reason="a band over the steps takes 3 distinct seeds"),
+        CurveBand("fp16-pure", 1, reason="a band over the steps takes 3 distinct seeds"),
+    )
+
+
+def controls() -> tuple[ControlOutcome, ...]:
+    return (
+        ControlOutcome("fp16-unscaled", None, "loss +0.35, margin 0.05, one seed"),
+        ControlOutcome("fp16-pure", True, "loss: not finite"),
     )
 
 
@@ -258,9 +293,24 @@ def full() -> Diagnosis:
             "FP16 trains as well as FP32 within the margin, once `head` stays in FP32.",
             cut=("BF16 was not tried: the time budget of 60 s was used up",),
             train_with="fp16",
+            curves=bands(),
+            controls=controls(),
         ),
         elapsed_seconds={"capture": 21.4, "verify": 58.9},
     )  # fmt: skip
+
+
+def on_gpu() -> Diagnosis:
+    """The whole sample with everything that a scan on a GPU measures of the arms' costs."""
+    from cost_samples import comparisons_of, full_costs, trials_with
+
+    made, costs = full(), full_costs()
+    assert made.verification is not None
+    quality = tuple(c for c in made.verification.comparisons if not c.is_ratio)
+    runs, ratios = trials_with(made.verification.trials, costs), comparisons_of(costs)
+    return replace(
+        made, verification=replace(made.verification, trials=runs, comparisons=(*quality, *ratios), costs=costs)
+    )
 
 
 def minimal() -> Diagnosis:

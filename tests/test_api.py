@@ -353,7 +353,7 @@ def test_the_command_is_kept_and_has_a_default(write):
 
 def test_what_was_seen_before_a_failure_is_with_the_error(write):
     with pytest.raises(UserCodeError) as caught:
-        mpdiag.scan(write(failing(9, "raise ValueError('mine')")), SMALL)
+        mpdiag.scan(write(failing(10, "raise ValueError('mine')")), SMALL)
     diagnosis = caught.value.diagnosis
     assert diagnosis is not None
     assert diagnosis.capture is not None
@@ -368,7 +368,7 @@ def test_what_was_seen_before_a_failure_is_with_the_error(write):
 
 def test_ctrl_c_is_an_error_that_holds_what_was_seen(write):
     with pytest.raises(InterruptedScanError) as caught:
-        mpdiag.scan(write(failing(10, "raise KeyboardInterrupt")), SMALL)
+        mpdiag.scan(write(failing(11, "raise KeyboardInterrupt")), SMALL)
     diagnosis = caught.value.diagnosis
     assert diagnosis is not None
     assert diagnosis.capture is not None

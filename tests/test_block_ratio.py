@@ -1,4 +1,4 @@
-"""Ratios of step times: their interval against simulations with a known truth, the verdicts, the machine's own noise."""
+"""Ratios of step times: their interval against simulations of a known truth, the verdicts, the machine's noise."""
 
 import math
 

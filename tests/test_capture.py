@@ -18,14 +18,14 @@ from mpdiag.capture.autocast_types import observe
 from mpdiag.capture.ledger import Ledger
 from mpdiag.capture.modules import ModuleWatch
 from mpdiag.capture.probe import Probe
-from mpdiag.capture.run import Observation, largest_input, observe_training
+from mpdiag.capture.run import Observation, observe_training
 from mpdiag.capture.selftest import run_selftest
 from mpdiag.diagnosis import Capture, SelfTest, TensorKind, TensorTable
 from mpdiag.drift import observed_parts
 from mpdiag.errors import MpdiagError
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.target.batches import tensors_in
-from mpdiag.target.job import ONLY, Job, Start
+from mpdiag.target.job import ONLY, Job
 
 CPU = torch.device("cpu")
 A, AG = TensorKind.ACTIVATION, TensorKind.ACTIVATION_GRADIENT
@@ -622,21 +622,6 @@ def test_a_packed_lstms_weights_are_cast():
     the_job = job(Packed, packed_batch)
     types = observe(the_job, the_job.start(0, 1), CPU)
     assert types.cast == {f"lstm.{part}_{gate}_l0" for part in ("weight", "bias") for gate in ("ih", "hh")}
-
-
-@pytest.mark.parametrize(
-    ("batch", "largest"),
-    [
-        ({"x": torch.tensor([1.0, -7.0]), "y": torch.tensor([9])}, 7.0),
-        (torch.tensor([float("inf"), 2.0, float("nan")]), 2.0),
-        (torch.tensor([1, 2]), None),
-        (torch.tensor([float("inf")]), None),
-        (torch.empty(0), None),
-    ],
-    ids=["nested", "with inf", "integers", "only inf", "empty"],
-)
-def test_the_largest_input_is_the_largest_finite_floating_magnitude(batch, largest):
-    assert largest_input(Start(0, {}, [batch])) == largest
 
 
 class OverGraph(nn.Module):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mpdiag.advice import advise
-from mpdiag.advice.checks import ALL, BY_CODE
+from mpdiag.advice.checks import ALL, BY_CODE, CAPTURE_CHECKS, RUN_CHECKS, TRIAL_CHECKS
 from mpdiag.advice.loss_scale import recommend
 from mpdiag.api import ScanOptions, scan
 from mpdiag.diagnosis import Advice, Capture, Diagnosis, Finding, SelfTest, TensorKind, TensorTable
@@ -71,12 +71,12 @@ def only(code: str, *tables: TensorTable, **more: Any) -> Finding:
 def test_codes_are_unique_and_ascending():
     codes = [check.code for check in ALL]
     assert codes == sorted(set(codes))
-    assert len(codes) == len(BY_CODE) == 23
+    assert len(codes) == len(BY_CODE) == len(CAPTURE_CHECKS) + len(TRIAL_CHECKS) + len(RUN_CHECKS)
 
 
 @pytest.mark.parametrize("check", ALL, ids=lambda c: c.code)
 def test_a_code_is_mp_and_three_digits_and_a_name_is_kebab_case(check):
-    assert re.fullmatch(r"MP[123]\d\d", check.code)
+    assert re.fullmatch(r"MP[1-7]\d\d", check.code)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", check.name)
 
 
@@ -103,12 +103,12 @@ def test_a_page_is_not_indented():
     assert not any(line.startswith(" ") for check in ALL for line in check.page().splitlines())
 
 
-@pytest.mark.parametrize("check", ALL, ids=lambda c: c.code)
+@pytest.mark.parametrize("check", CAPTURE_CHECKS, ids=lambda c: c.code)
 def test_a_healthy_capture_has_no_finding(check):
     assert found(check.code, *HEALTHY) == []
 
 
-@pytest.mark.parametrize("check", ALL, ids=lambda c: c.code)
+@pytest.mark.parametrize("check", CAPTURE_CHECKS, ids=lambda c: c.code)
 def test_an_empty_capture_has_no_finding(check):
     assert found(check.code, input_abs_max=None, losses=(), loss_amp_dtype=None) == []
 
@@ -449,6 +449,31 @@ def test_mp205_weights_of_which_none_ever_moved_are_an_error():
 def test_mp205_each_type_of_weights_is_judged_apart():
     findings = found("MP205", update(0.4, name="a"), update(0.6, "float16"), update(0.2, "bfloat16", "BF16"))
     assert [f.severity for f in findings] == ["info", "error", "warning"]
+
+
+# MP206 gradient-subnormal
+
+
+def coarse(small: int, exponent: int) -> list[Finding]:
+    """What is said of a gradient of which so many elements lie low, at a loss scale of 2^9."""
+    seen = capture(table("body.weight", WEIGHT_GRADIENT, {exponent: small, -10: 1000 - small}, 2.0**-10))
+    return list(BY_CODE["MP206"].find(seen, replace(recommend(seen), log2_scale=9)))
+
+
+def test_mp206_a_gradient_that_stays_subnormal_at_the_recommended_scale_is_information():
+    (f,) = coarse(1000, -24)  # 2^-15 at 2^9
+    assert (f.severity, f.subject, f.evidence["subnormal"], f.evidence["tensors"]) == ("info", "body.weight", 1.0, 1)
+    assert (
+        f.message == "at 2^9, 100.0 % of the weight gradient of body.weight is subnormal in FP16 and keeps fewer bits"
+    )
+
+
+def test_mp206_the_smallest_normal_number_keeps_all_bits():
+    assert coarse(1000, -23) == []
+
+
+def test_mp206_small_elements_that_carry_nothing_are_left_alone():
+    assert coarse(990, -24) == []
 
 
 # MP301 must-stay-fp32

@@ -270,7 +270,7 @@ RAISING = {
     "drawing batches": HEAD + MODEL + "def train_batches():\n    yield torch.ones(4, 2)\n    " + BOOM + LOSS,
     "building the optimizer": WHOLE + "def build_optimizer(model):\n    " + BOOM,
     "computing the loss": COUNTED
-    + "def compute_loss(model, batch):\n    CALLS[0] += 1\n    if CALLS[0] == 9:\n        "
+    + "def compute_loss(model, batch):\n    CALLS[0] += 1\n    if CALLS[0] == 10:\n        "
     + BOOM
     + "    return model(batch).pow(2).mean()\n",
     "running backward": COUNTED
@@ -282,7 +282,7 @@ RAISING = {
     @staticmethod
     def backward(ctx, grad):
         CALLS[0] += 1
-        if CALLS[0] == 9:
+        if CALLS[0] == 10:
             raise ValueError('the users own mistake')
         return grad
 
@@ -294,7 +294,7 @@ def compute_loss(model, batch):
     + """class Bad(torch.optim.SGD):
     def step(self, closure=None):
         CALLS[0] += 1
-        if CALLS[0] == 9:
+        if CALLS[0] == 10:
             raise ValueError('the users own mistake')
         return super().step(closure)
 

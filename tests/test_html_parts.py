@@ -60,6 +60,20 @@ def test_a_finding_on_a_module_leads_to_its_first_row() -> None:
     assert TensorLinks(seen, Anchors()).find("a.weigh") is None
 
 
+def test_a_finding_about_an_operation_leads_to_the_table_of_operations():
+    links = TensorLinks(samples.tables(), Anchors())
+    name = samples.tables()[0].name
+    for code, evidence, leads in (
+        ("MP110", {}, True),
+        ("MP105", {"operation": "mul"}, True),
+        ("MP105", {}, False),
+        ("MP101", {"operation": "mul"}, False),
+    ):
+        row = links.of_finding(Finding(code, "n", "error", name, "m", evidence, "r"))
+        assert (row == "operations") is leads
+        assert row is not None
+
+
 def test_seeds_that_stop_at_one_step_share_a_sentence() -> None:
     broken = samples.trials()[-1]
     told = curves.stopped([broken, dataclasses.replace(broken, seed=4)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def codes(fn: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[t
 @pytest.mark.parametrize("target", HEALTHY, ids=lambda path: path.stem)
 def test_a_healthy_job_has_no_warning_from_the_second_pass(target, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("EXAMPLE_SIZE", "small")
     job = load_job(str(target.relative_to(ROOT)))
     seen = observe_operations(job, job.start(0, 1), CPU)
     assert seen.tables is not None
@@ -254,6 +256,64 @@ def test_mp110_is_silent_where_a_code_of_its_own_has_spoken(role):
 
 def test_mp110_leaves_the_outputs_of_modules_to_mp101():
     assert found("MP110", operation("addmm", abs_max=1e6, module_output=True)) == []
+
+
+# MP111 reduced-accumulation
+
+
+def reduced(device: str = "cuda", op: str = "mm", abs_max: float = 30000.0, result: str = "inf") -> list[Finding]:
+    before = operation("mm", abs_max=1.0)
+    seen = replace(capture(before, operation(op, abs_max=abs_max, amp_result=result)), device=device)
+    return list(BY_CODE["MP111"].find(seen, recommend(seen)))
+
+
+def test_mp111_a_product_that_is_infinite_on_a_gpu_though_its_result_fits():
+    (f,) = reduced()
+    assert (f.severity, f.subject, f.source) == ("warning", "block", "model.py:7")
+    assert f.message == "mm in block (model.py:7) is infinite in FP16, though FP32 reaches 30,000 only"
+
+
+@pytest.mark.parametrize(
+    "exempt", [{"device": "cpu"}, {"op": "mul"}, {"abs_max": 32752.0}, {"result": "nan"}, {"result": "finite"}]
+)
+def test_mp111_what_has_another_cause_is_no_matter(exempt):
+    assert reduced(**exempt) == []
+
+
+# MP105, between the modules
+
+
+def test_mp105_an_operation_whose_result_vanishes():
+    f = only("MP105", operation("mul", abs_max=2.0**-27))
+    assert (f.severity, f.subject, f.source) == ("warning", "block", "model.py:7")
+    assert f.message == (
+        "100.0 % of the non-zero elements of the result of mul in block (model.py:7) become zero in FP16"
+    )
+
+
+@pytest.mark.parametrize(("small", "says"), [(990, True), (10, False)])
+def test_mp105_between_modules_counts_what_carries_a_hundredth_of_the_norm(small, says):
+    # 2^-26 is lost and 2^-25 is not; an element of the first carries a quarter of the norm of one of the second
+    histogram = ExponentHistogram.from_bins({-26: small, -25: 1000 - small})
+    assert bool(found("MP105", operation("mul", abs_max=2.0**-25, histogram=histogram))) is says
+
+
+@pytest.mark.parametrize(
+    "exempt", [{"module_output": True}, {"masked": True}, {"amp_dtype": "float32"}, {"direction": "backward"}]
+)
+def test_mp105_what_is_told_elsewhere_or_never_fp16_is_no_matter(exempt):
+    assert found("MP105", operation("mul", abs_max=2.0**-27, **exempt)) == []
+
+
+def test_mp105_the_first_of_each_module_is_named():
+    tables = [operation(op, abs_max=2.0**-27, module=m) for op, m in (("mul", "a"), ("add", "a"), ("div", "b"))]
+    assert [f.message.split(" of ")[3].split(" in ")[0] for f in found("MP105", *tables)] == ["mul", "div"]
+
+
+def test_mp105_is_silent_where_squares_vanish():
+    square = operation("mul", OpRole.SQUARE, abs_max=2.0**-27)
+    assert found("MP105", square, operation("mul", abs_max=2.0**-27)) == []
+    assert len(found("MP108", square)) == 1
 
 
 # MP305 mask-constant

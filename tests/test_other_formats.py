@@ -8,16 +8,23 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
 
+import block_oracle as oracle
 import report_samples as samples
 
+from mpdiag.advice import advise
+from mpdiag.advice.block_formats import what_if_in_blocks
 from mpdiag.advice.other_formats import own_scale, what_if
+from mpdiag.capture import portable_blocks
+from mpdiag.capture.block_columns import block_counts_of
 from mpdiag.diagnosis import Capture, SelfTest, TensorKind, TensorTable
 from mpdiag.formats import E4M3, E5M2
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.report import html
+from mpdiag.report.html_formats import lost_table
 
 
 def table(name, kind, values, **more):
@@ -110,3 +117,114 @@ def test_the_page_has_a_row_for_each_format():
     assert re.findall(r'<th scope="row">(\w+)</th>', section) == ["TF32", "BF16", "E4M3"]
     assert "a&lt;b&gt;" in section
     assert "10.0\u202f%" in section
+
+
+# in blocks
+
+
+def in_blocks(name, kind, values, **more):
+    values = np.asarray(values, dtype=np.float32)
+    counts = portable_blocks.count_blocks(torch.from_numpy(values.ravel()), values.shape[-1])
+    return table(name, kind, values.ravel(), blocks=block_counts_of(counts), blocks_reason=None, **more)
+
+
+def block_forecasts(*tables):
+    return {(f.format, f.part): f for f in what_if_in_blocks(capture(*tables))}
+
+
+def test_blocks_lose_what_real_block_quantisation_loses():
+    values = (spread(30) * 2.0 ** np.repeat(np.linspace(0, -12, 20_000 // 40), 40)).reshape(-1, 40).astype(np.float32)
+    found = block_forecasts(in_blocks("fc", TensorKind.ACTIVATION_GRADIENT, values))
+    zeros, ties = oracle.mx_zeros(values, 40, ml_dtypes.float8_e4m3fn)
+    assert found["MXFP8", "backward"].underflow == (zeros - ties) / np.count_nonzero(values)
+    zeros, _ = oracle.nvfp4_zeros(values, 40)
+    assert found["NVFP4", "backward"].underflow == pytest.approx(zeros / np.count_nonzero(values), abs=0.003)
+
+
+def test_a_tensor_wider_than_e4m3_fits_in_blocks_where_each_is_narrow():
+    rows = spread(2, 3200).reshape(-1, 32) * 2.0 ** -np.linspace(0, 60, 100)[:, None]
+    one = in_blocks("fc", TensorKind.ACTIVATION, rows)
+    assert forecasts(one)["E4M3", "forward"].losing == 1
+    assert block_forecasts(one)["MXFP8", "forward"].fits
+    nvfp4 = block_forecasts(one)["NVFP4", "forward"]
+    assert nvfp4.losing == 1
+    assert "of 1 more than 1% lies in blocks too small for any scale" in nvfp4.verdict
+
+
+def test_a_normal_tensor_fits_and_a_spiked_one_is_named():
+    normal = np.random.default_rng(0).standard_normal((500, 64))
+    spiked = normal.copy()
+    spiked[:, ::16] = 1000.0
+    found = block_forecasts(in_blocks("a", TensorKind.WEIGHT, normal), in_blocks("b", TensorKind.ACTIVATION, spiked))[
+        "NVFP4", "forward"
+    ]
+    assert (found.tensors, found.losing, found.worst) == (2, 1, "b (activation)")
+    assert found.worst_underflow == pytest.approx(15 / 16)
+    assert (found.scaling, found.significant_bits, found.overflow) == ("per block of 16", 2, 0.0)
+    assert found.verdict == "1 of 2 tensors lose more than 15%, 2 significant bits"
+
+
+def test_mxfp8_that_loses_says_whether_e5m2_would():
+    values = np.full((50, 32), 2.0**-25)
+    values[:, 0] = 1.0
+    found = block_forecasts(in_blocks("g", TensorKind.ACTIVATION_GRADIENT, values))["MXFP8", "backward"]
+    assert found.verdict == "1 of 1 tensors lose more than 1%, 4 significant bits; with E5M2 elements 0"
+
+
+def test_nvfp4_gradients_are_told_to_be_rounded_otherwise():
+    values = np.random.default_rng(1).standard_normal((50, 32))
+    verdict = block_forecasts(in_blocks("g", TensorKind.ACTIVATION_GRADIENT, values))["NVFP4", "backward"].verdict
+    assert (
+        verdict
+        == "fits, 2 significant bits; rounded to nearest: stochastic rounding, as recipes have it here, loses less"
+    )
+
+
+def test_what_was_not_counted_in_blocks_is_not_forecast():
+    assert what_if_in_blocks(capture(table("a", TensorKind.ACTIVATION, [1.0]))) == ()
+    kept = in_blocks("norm", TensorKind.ACTIVATION, np.ones((1, 32)), amp_dtype="float32")
+    assert what_if_in_blocks(capture(kept)) == ()
+
+
+def test_advice_has_both_kinds_of_forecast():
+    found = advise(capture(in_blocks("a", TensorKind.ACTIVATION, np.ones((1, 32))))).other_formats
+    assert [f.format for f in found] == ["TF32", "BF16", "E4M3", "MXFP8", "NVFP4"]
+
+
+# tensor by tensor
+
+
+def test_each_tensor_that_loses_is_told_with_its_share_worst_first():
+    some = table("a", TensorKind.ACTIVATION, [1.0] * 99 + [2.0**-30])
+    more = table("b", TensorKind.WEIGHT, [1.0] * 9 + [2.0**-30])
+    none = table("c", TensorKind.WEIGHT, [1.0])
+    found = forecasts(some, more, none)["E4M3", "forward"].lost
+    assert list(found.items()) == [("b (weight)", 0.1), ("a (activation)", 0.01)]
+    assert forecasts(none)["E4M3", "forward"].lost == {}
+
+
+def test_the_page_puts_formats_side_by_side_for_each_tensor():
+    forward = in_blocks("a", TensorKind.ACTIVATION, [[1.0] * 30 + [2.0**-30] * 2])
+    backward = in_blocks("b<", TensorKind.ACTIVATION_GRADIENT, [[1.0] * 31 + [2.0**-50]])
+    seen = capture(forward, backward)
+    found = lost_table((*what_if(seen), *what_if_in_blocks(seen)))
+    assert found.formats == ("FP8", "MXFP8", "NVFP4")
+    assert found.rows == (("a (activation)", (1 / 16,) * 3), ("b< (activation_gradient)", (1 / 32,) * 3))
+    assert (found.more, lost_table(())) == (0, None)
+    diagnosis = samples.full()
+    forecast_all = (*what_if(seen), *what_if_in_blocks(seen))
+    page = html.render(replace(diagnosis, advice=replace(diagnosis.advice, other_formats=forecast_all)), plotly="none")
+    assert "b&lt;" in page[page.index("What each tensor loses") :].split("</details>")[0]
+
+
+def test_a_tensor_that_loses_in_one_format_alone_has_a_dash_in_the_others():
+    spiked = in_blocks("a", TensorKind.ACTIVATION, [[1.0] + [2.0**-8] * 31])
+    found = lost_table((*what_if(capture(spiked)), *what_if_in_blocks(capture(spiked))))
+    assert (found.formats, found.rows) == (("NVFP4",), (("a (activation)", (15 / 32,)),))
+
+
+def test_a_page_has_the_worst_tensors_and_says_how_many_more():
+    many = [table(f"t{i}", TensorKind.WEIGHT, [1.0] * (9 + i) + [2.0**-30]) for i in range(45)]
+    found = lost_table(what_if(capture(*many)))
+    assert (len(found.rows), found.more) == (40, 5)
+    assert found.rows[0] == ("t0 (weight)", (0.1,))

@@ -12,16 +12,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
 
-from planted_faults import HEALTHY, MISSED, PLANTS, T5_LIKE
+import planted_costs  # noqa: F401 # these two enter their jobs into the tables of planted_faults
+import planted_loops  # noqa: F401
+from planted_faults import HEALTHY, PLANTS, T5_LIKE
 
 from mpdiag.advice import advise
-from mpdiag.advice.checks import BY_CODE
+from mpdiag.advice.checks import CAPTURE_CHECKS
 from mpdiag.api import scan
 from mpdiag.capture.autocast_types import observe
 from mpdiag.capture.op_scan import observe_operations
 from mpdiag.capture.run import Observation, observe_training
 from mpdiag.diagnosis import Finding, SelfTest
 from mpdiag.drift import observed_parts
+from mpdiag.errors import MpdiagError
 from mpdiag.target import load_job
 from mpdiag.target.job import Job
 
@@ -49,6 +52,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "tests/targets/unet.py": (),
     "tests/targets/vae.py": (),
 }
+ON_A_GPU_ALONE = {"MP111"}  # how cuBLAS adds up is not emulated; its cases are in test_op_checks.py
 SMALL_GPT = {"CONTEXT": 32, "BATCH": 8, "WIDTH": 32, "HEADS": 2, "LAYERS": 2}
 
 
@@ -61,12 +65,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def findings(job: Job, seed: int = 0) -> tuple[Finding, ...]:
+def findings(job: Job, seed: int = 0, steps: int = STEPS) -> tuple[Finding, ...]:
     """What a scan without verification says: its stages, less the self-test."""
-    start = job.start(seed, STEPS)
+    start = job.start(seed, steps)
     observation = Observation(CPU, seed, SelfTest(None, 0))
     observation.types = observe(job, start, CPU)
-    observe_training(job, start, observation, observed_parts(STEPS))
+    try:
+        observe_training(job, start, observation, observed_parts(steps))
+    except MpdiagError as error:  # a fault of the FP32 job itself: a scan advises on what it saw until then, too
+        if error.slug != "loss-not-finite":
+            raise
     operations = observe_operations(job, start, CPU)
     capture = replace(observation.record(), operations=operations.tables, operations_reason=operations.reason)
     return advise(capture).findings
@@ -83,7 +91,7 @@ def known(defect: str | None) -> pytest.MarkDecorator | tuple[()]:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
 def test_a_planted_fault_is_found_with_its_subject_and_line_and_nothing_unrelated_is(plant, seed):
-    found = findings(plant.build(), seed)
+    found = findings(plant.build(), seed, plant.steps)
     severities = {f.severity for f in found if (f.code, f.subject) == (plant.code, plant.subject)}
     assert severities == {plant.severity}, found
     if plant.line is not None:
@@ -92,15 +100,8 @@ def test_a_planted_fault_is_found_with_its_subject_and_line_and_nothing_unrelate
     assert {a for a in alarms(found) if a[0] not in (plant.code, *plant.consequences)} == set()
 
 
-@pytest.mark.parametrize(
-    "build", [pytest.param(build, id=name, marks=known(why)) for name, (build, why) in MISSED.items()]
-)
-def test_a_fault_that_no_rule_is_made_for_is_found_all_the_same(build):
-    assert {code for code, _, _ in alarms(findings(build()))} - {"MP201"}
-
-
 def test_every_code_has_a_plant():
-    assert {plant.code for plant in PLANTS.values()} == set(BY_CODE)
+    assert {plant.code for plant in PLANTS.values()} == {check.code for check in CAPTURE_CHECKS} - ON_A_GPU_ALONE
 
 
 @pytest.mark.parametrize("target", MODELS)

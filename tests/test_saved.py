@@ -8,12 +8,27 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+from cost_samples import full_costs, with_reasons
+
+from mpdiag.accuracy import ControlOutcome, CurveBand, PairedTest
+from mpdiag.blocks import BlockCounts
+from mpdiag.costs.energy import EnergyUse
+from mpdiag.costs.gpu import GpuSharing, GpuState
+from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, Ladder, LayerUse, Level, NamedKernel, WhyNot
+from mpdiag.costs.largest_batch import BatchTrial, LargestBatch
+from mpdiag.costs.memory import MemorySplit, MemoryUse
+from mpdiag.costs.record import Costs
+from mpdiag.costs.tensor_cores import BodyReading, Calibration, Ceilings, CounterEvidence, GpmEvidence
+from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.diagnosis import (
     SCHEMA_VERSION,
     SEVERITIES,
@@ -37,8 +52,9 @@ from mpdiag.drift import WindowAt
 from mpdiag.errors import UsageError
 from mpdiag.foretold import Prediction, TensorForecast
 from mpdiag.histogram import ExponentHistogram
+from mpdiag.loop import Event, Layer, LoopEvent, LoopFacts, OptimizerGroup
 from mpdiag.operations import OpRole, OpTable
-from mpdiag.other_formats import FormatForecast
+from mpdiag.other_formats import FormatChoice, FormatForecast, FormatOption
 from mpdiag.plan import IslandPlan
 from mpdiag.saved import from_json, to_json
 
@@ -59,9 +75,13 @@ TABLE = TensorTable(
     noise_level=True,
     source="model.py:12",
     sampled=0.5,
+    blocks=BlockCounts((3, 0, 1), (2, 2), 1, 1),
+    blocks_reason=None,
 )
 
-FORMAT = FormatForecast("E4M3", "forward", "per tensor", 9, 4, 0.25, 0.1, 0.2, 3, "fc1 (weight)", 0.5, "fits")
+FORMAT = FormatForecast(
+    "E4M3", "forward", "per tensor", 9, 4, 0.25, 0.1, 0.2, 3, "fc1 (weight)", 0.5, "fits", {"fc1 (weight)": 0.5}
+)
 
 FORECAST = TensorForecast("fc1", "activation_gradient", 5, 16, 12, 0.25, 0.5, 0.75, 0.125, 0.0625, noise=True)
 
@@ -90,6 +110,20 @@ OPERATION = OpTable(
     amp_value=-1e9,
     in_fp16=-math.inf,
 )
+
+LOOP = LoopFacts(
+    trainable={"float16": 7},
+    groups=(
+        OptimizerGroup(
+            "loss", "AdamW", "float16", 7, "fc.weight", 1e-3, 1e-8, (0.9, 0.999), "bfloat16", 0.01, True, True,
+            {"exp_avg": "float16"}, True,
+        ),
+    ),
+    layers=(Layer("fc", "Linear", 4, 2, 4),),
+    half_norms=("bn",),
+    events=(Event(LoopEvent.AVERAGE, "ema", "model.py:3", "float16", 1e-4),),
+    events_reason="the model is compiled",
+)  # fmt: skip
 
 
 def full() -> Diagnosis:
@@ -120,7 +154,7 @@ def full() -> Diagnosis:
             metric="accuracy",
             higher_is_better=True,
             notes=("a note", 'with "quotes" and ünïcode'),
-            start_from="trained.pt",
+            start_from="late.pt",
         ),
         capture=Capture(
             precision="FP32 (IEEE)",
@@ -143,6 +177,7 @@ def full() -> Diagnosis:
             reason="stopped",
             operations=(OPERATION,),
             operations_reason="types after masked_fill are not known",
+            loop=LOOP,
         ),
         advice=Advice(
             format="FP16",
@@ -176,6 +211,7 @@ def full() -> Diagnosis:
             ),
             keep_fp32=("head",),
             other_formats=(FORMAT,),
+            format_choice=FormatChoice("BF16", True, "trained here", (FormatOption("FP8", False, "needs 8.9"),)),
             drift=(WindowAt(100, 119, 20, 4, 15, 15, 0.01, 1e-6),),
             plan=IslandPlan(
                 ("head",),
@@ -233,6 +269,7 @@ def full() -> Diagnosis:
                     verdict="equivalent",
                     reason="r",
                     is_ratio=True,
+                    test=PairedTest("half the spread", False, 0.03, 0.02, 0.1, 9, 0.06),
                 ),
             ),
             verdict="go",
@@ -240,10 +277,14 @@ def full() -> Diagnosis:
             prediction=Prediction((FORECAST,), True, 0.01, 0.5, 0.02, 0.6, 1, 2, ("fc1 (activation)",)),
             prediction_reason="the second state is missing",
             train_with="bf16",
+            curves=(CurveBand("FP16", 5, (1, 2), (0.0, 0.5), (-0.5, 0.25), (0.5, 0.75), 0.9375, 1, 2, "ends early"),),
+            controls=(ControlOutcome("fp16-pure", True, "loss +1"),),
             cut=("BF16",),
+            costs=with_reasons(full_costs()),
         ),
         reason="partial",
         elapsed_seconds={"capture": 1.5},
+        captured_on=Environment("3.12", "2.11.0", "0.1.0", "Linux", 8),
     )
 
 
@@ -288,11 +329,35 @@ RECORDS = (
         Diagnosis,
         ExponentHistogram,
         OpTable,
+        LoopFacts,
+        OptimizerGroup,
+        Layer,
+        Event,
         Prediction,
         TensorForecast,
         WindowAt,
         FormatForecast,
+        BlockCounts,
+        FormatChoice,
+        FormatOption,
+        PairedTest,
+        CurveBand,
+        ControlOutcome,
     ),
+    *(
+        Costs,
+        Timing,
+        ArmTime,
+        MemoryUse,
+        MemorySplit,
+        EnergyUse,
+        GpmEvidence,
+        CounterEvidence,
+        Calibration,
+        BodyReading,
+    ),
+    *(Ceilings, GpuSharing, GpuState, ArmKernels, KernelTime, NamedKernel, LayerUse, WhyNot, Ladder, Level, Flops),
+    *(BodyReading, LargestBatch, BatchTrial),
 )
 CONSTANT = {"schema_version"}  # fields that have one value only
 

@@ -110,20 +110,23 @@ def importers(files: Sources, banned: str, except_in: tuple[str, ...]) -> list[s
 
 
 ADVICE_MAY_NOT = (
-    *(f"mpdiag.{room}" for room in "capture verify training target device report cli api".split()),
+    *(f"mpdiag.{room}" for room in "capture measure verify training target device report cli api".split()),
     "torch",
 )
 REPORT_MAY = (
     *(
         f"mpdiag.{room}"
-        for room in "diagnosis drift foretold other_formats operations saved histogram formats report".split()
+        for room in (
+            *"accuracy blocks costs diagnosis drift foretold loop other_formats operations".split(),
+            *"saved histogram formats report".split(),
+        )
     ),
     *"jinja2 markupsafe rich plotly".split(),
 )
 NUMBERS_MAY = tuple(
     f"mpdiag.{room}"
     for room in (
-        *("formats histogram drift foretold other_formats operations origin plan".split()),
+        *("accuracy blocks costs formats histogram drift foretold loop other_formats operations origin plan".split()),
         *("version diagnosis errors advice".split()),
     )
 )
@@ -162,9 +165,13 @@ def test_the_numbers_import_only_numbers():
     assert imports_beyond(sources(), "operations.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "origin.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "plan.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "blocks.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "costs/", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "drift.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "other_formats.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "foretold.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "loop.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "accuracy.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "saved.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "histogram.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "formats.py", (*NUMBERS_MAY, "numpy")) == []
@@ -173,9 +180,13 @@ def test_the_numbers_import_only_numbers():
 @pytest.mark.parametrize(
     "room",
     [
+        "accuracy.py",
+        "blocks.py",
+        "costs/record.py",
         "diagnosis.py",
         "drift.py",
         "foretold.py",
+        "loop.py",
         "other_formats.py",
         "operations.py",
         "plan.py",
@@ -202,9 +213,10 @@ def test_the_wall_around_the_report_sees_an_import(line):
 def test_capture_training_target_and_device_never_use_paper():
     paper = ("mpdiag.report", "mpdiag.cli", "mpdiag.api")
     found = [
-        forbidden_imports(sources(), f"{room}/", paper) for room in "capture training target device verify".split()
+        forbidden_imports(sources(), f"{room}/", paper)
+        for room in "capture measure training target device verify".split()
     ]
-    assert found == [[]] * 5
+    assert found == [[]] * 6
 
 
 def test_only_the_main_module_imports_the_door():
@@ -397,9 +409,12 @@ LIGHT_MODULES = (
     "mpdiag",
     "mpdiag.formats",
     "mpdiag.histogram",
+    "mpdiag.accuracy",
+    "mpdiag.blocks",
     "mpdiag.diagnosis",
     "mpdiag.drift",
     "mpdiag.foretold",
+    "mpdiag.loop",
     "mpdiag.other_formats",
     "mpdiag.operations",
     "mpdiag.plan",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from mpdiag.advice.checks import ALL
+from mpdiag.advice.block_formats import what_if_in_blocks
+from mpdiag.advice.checks import CAPTURE_CHECKS
 from mpdiag.advice.loss_scale import recommend
 from mpdiag.advice.other_formats import what_if
-from mpdiag.diagnosis import Advice, Capture
+from mpdiag.diagnosis import Advice, Capture, Finding
 from mpdiag.drift import WindowAt
 from mpdiag.formats import FP16
 
@@ -18,13 +19,18 @@ _KEEPS_FP32 = ("MP101", "MP102", "MP301")
 def advise(capture: Capture) -> Advice:
     """The loss scale, all findings (worst first) and the modules to keep in FP32."""
     loss_scale = recommend(capture)
-    findings = [finding for check in ALL for finding in check.find(capture, loss_scale)]
-    findings.sort(key=lambda f: (_ORDER[f.severity], f.code, f.subject))
+    findings = worst_first(finding for check in CAPTURE_CHECKS for finding in check.find(capture, loss_scale))
     keep = [f.subject for f in findings if f.code in _KEEPS_FP32 and f.severity != "info"]
     owners = [f.subject.rpartition(".")[0] for f in findings if f.code == "MP104"]  # of an overflowing weight
     keep += [owner for owner in owners if owner]
     names = tuple(dict.fromkeys(keep))
-    return Advice(FP16.name, loss_scale, tuple(findings), names, other_formats=what_if(capture))
+    forecasts = (*what_if(capture), *what_if_in_blocks(capture))
+    return Advice(FP16.name, loss_scale, findings, names, other_formats=forecasts)
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first, then by code and subject."""
+    return tuple(sorted(findings, key=lambda f: (_ORDER[f.severity], f.code, f.subject)))
 
 
 def window_at(steps: Sequence[int], capture: Capture) -> WindowAt:

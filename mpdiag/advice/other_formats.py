@@ -17,37 +17,40 @@ from mpdiag.other_formats import FormatForecast
 
 FLUSH_SHARE = 0.01  # of a tensor's elements: the rule catalogue's R54, after TE's and torchao's per-tensor recipes
 NONE, PER_TENSOR = "none", "per tensor"
+FORWARD, BACKWARD = "forward", "backward"
 
 _PARTS = {
-    "forward": (TensorKind.ACTIVATION, TensorKind.WEIGHT),
-    "backward": (TensorKind.ACTIVATION_GRADIENT,),
+    FORWARD: (TensorKind.ACTIVATION, TensorKind.WEIGHT),
+    BACKWARD: (TensorKind.ACTIVATION_GRADIENT,),
 }
 _RECIPES = (
-    (TF32, "forward", NONE),
-    (TF32, "backward", NONE),
-    (BF16, "forward", NONE),
-    (BF16, "backward", NONE),
-    (E4M3, "forward", PER_TENSOR),
-    (E5M2, "backward", PER_TENSOR),
+    (TF32, FORWARD, NONE),
+    (TF32, BACKWARD, NONE),
+    (BF16, FORWARD, NONE),
+    (BF16, BACKWARD, NONE),
+    (E4M3, FORWARD, PER_TENSOR),
+    (E5M2, BACKWARD, PER_TENSOR),
 )
 
 
 def what_if(capture: Capture) -> tuple[FormatForecast, ...]:
-    """A forecast for each format and half of the step of which any tensor was seen.
-
-    Looked at are the tensors that autocast has in 16 bits, all where their types are not known; noise is left out.
-    """
-    known = any(table.amp_dtype is not None for table in capture.tables)
+    """A forecast for each format and half of the step of which any tensor was seen."""
     found = []
     for fmt, part, scaling in _RECIPES:
-        tables = [
-            table
-            for table in capture.of_kind(*_PARTS[part])
-            if table.abs_max and not table.noise_level and (table.amp_dtype == "float16" or not known)
-        ]
+        tables = looked_at(capture, part)
         if tables:
             found.append(_forecast(fmt, part, scaling, tables))
     return tuple(found)
+
+
+def looked_at(capture: Capture, part: str) -> list[TensorTable]:
+    """The tensors of half a step that autocast has in 16 bits, all where types are not known; noise is left out."""
+    known = any(table.amp_dtype is not None for table in capture.tables)
+    return [
+        table
+        for table in capture.of_kind(*_PARTS[part])
+        if table.abs_max and not table.noise_level and (table.amp_dtype == "float16" or not known)
+    ]
 
 
 def own_scale(fmt: FloatFormat, table: TensorTable) -> int:
@@ -62,7 +65,7 @@ def _forecast(fmt: FloatFormat, part: str, scaling: str, tables: Sequence[Tensor
     shares = [table.signal.usage(fmt, k).underflow for table, k in pairs]
     losing = sum(share > FLUSH_SHARE for share in shares)
     most = max(range(len(tables)), key=shares.__getitem__)
-    worst = f"{tables[most].name} ({tables[most].kind})" if shares[most] else None
+    worst = spoken(tables[most]) if shares[most] else None
     overflow = sum(table.signal.overflows(fmt, k) for table, k in pairs) / elements
     return FormatForecast(
         format=fmt.name,
@@ -77,7 +80,19 @@ def _forecast(fmt: FloatFormat, part: str, scaling: str, tables: Sequence[Tensor
         worst=worst,
         worst_underflow=shares[most],
         verdict=_verdict(fmt, scaling, len(tables), losing, overflow),
+        lost=lost_by_tensor(tables, shares),
     )
+
+
+def spoken(table: TensorTable) -> str:
+    """A tensor as the advice names it."""
+    return f"{table.name} ({table.kind})"
+
+
+def lost_by_tensor(tables: Sequence[TensorTable], shares: Sequence[float]) -> dict[str, float]:
+    """The share lost of each tensor that loses any, worst first."""
+    pairs = sorted(zip(shares, map(spoken, tables), strict=True), key=lambda pair: -pair[0])
+    return {name: share for share, name in pairs if share}
 
 
 def _verdict(fmt: FloatFormat, scaling: str, tensors: int, losing: int, overflow: float) -> str:

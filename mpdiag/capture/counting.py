@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 
 from mpdiag.capture import kernel, portable
+from mpdiag.capture.block_counting import BlockTable
+from mpdiag.capture.block_layout import rows_of
 from mpdiag.capture.columns import (
     ABS_MAX,
     ABS_MIN,
@@ -35,6 +37,7 @@ class CountTable:
         self._used = 0
         self._later: list[kernel.Entry] = []
         self._copies = HostCopies()
+        self._blocks: BlockTable | None = None
         self._kernels: kernel.Kernels | None = None
         if device.type == "cuda" and not portable:
             try:
@@ -51,6 +54,16 @@ class CountTable:
             self._kernels.count([entry], self._table)
         elif tensor.numel():
             self._add_portably(row, tensor)
+
+    def add_with_blocks(self, row: int, tensor: torch.Tensor, weight: bool) -> None:
+        """Count a real strided tensor into a row, and inside its blocks: in one pass where the kernel reads it."""
+        if not tensor.numel():
+            return
+        self._reach(row)
+        if self._blocks is None:
+            self._blocks = BlockTable(self.device, len(self._table), kernel=self._kernels is not None)
+        if not self._blocks.add(row, tensor, rows_of(tensor, weight), self._table):
+            self.add(row, tensor)
 
     def add_later(self, row: int, tensor: torch.Tensor) -> None:
         """The same for a tensor that stays as it is until `add_waiting`: many small ones share one launch."""
@@ -118,6 +131,12 @@ class CountTable:
         self.add_waiting()
         waiting = self._copies.start(self._table[: self._used])
         self._table[: self._used].copy_(self._blank[: self._used])
+        return waiting
+
+    def hand_over_blocks(self) -> Waiting | None:
+        """The counts inside blocks, on their way to the host, and their memory given back; None without any."""
+        waiting = self._blocks.hand_over() if self._blocks is not None else None
+        self._blocks = None
         return waiting
 
     def take(self) -> dict[int, Row]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from threading import Lock
 
 import torch
 
+from mpdiag.blocks import FIRST_STEP, NO_ROWS, NOT_AN_OPERAND, NOT_ASKED, NOTHING_IN_BLOCKS, BlockCounts
+from mpdiag.capture.block_columns import block_counts_of
+from mpdiag.capture.block_counting import merged
 from mpdiag.capture.counting import CountTable
 from mpdiag.capture.kernel import TYPES, Update
 from mpdiag.capture.layout import real_part
@@ -19,6 +22,7 @@ from mpdiag.capture.transfer import HostCopies, Waiting
 from mpdiag.diagnosis import TensorKind, TensorTable
 
 _SCALED = (TensorKind.ACTIVATION_GRADIENT, TensorKind.WEIGHT_GRADIENT)
+_OPERANDS = (TensorKind.ACTIVATION, TensorKind.WEIGHT, TensorKind.ACTIVATION_GRADIENT)  # of FP8 and FP4 products
 _ON_THE_WAY = 2  # steps whose tables may be in flight before the host waits for the oldest
 
 
@@ -54,16 +58,27 @@ class Sent:
     found_inf: list[tuple[Waiting, list[Site]]]
     steps: int
     gradients_came: bool
+    blocks: list[Waiting]
 
     def all(self) -> list[Waiting]:
         """Everything that is on its way."""
-        return [*self.tables, *([self.scale] if self.scale is not None else []), *(w for w, _ in self.found_inf)]
+        return [
+            *self.tables,
+            *self.blocks,
+            *([self.scale] if self.scale is not None else []),
+            *(w for w, _ in self.found_inf),
+        ]
 
 
 class Ledger:
-    """Counts tensors under their sites. include and exclude are shell patterns on names, as the Probe explains."""
+    """Counts tensors under their sites. include and exclude are shell patterns on names, as the Probe explains.
 
-    def __init__(self, device: torch.device, include: tuple[str, ...], exclude: tuple[str, ...], rows: int) -> None:
+    blocks: in the first step, what FP8 and FP4 products read is also counted inside blocks.
+    """
+
+    def __init__(
+        self, device: torch.device, include: tuple[str, ...], exclude: tuple[str, ...], rows: int, blocks: bool = False
+    ) -> None:
         self._include, self._exclude = include, exclude
         self._capacity = rows
         self._tables: dict[torch.device, CountTable] = {}
@@ -76,6 +91,10 @@ class Ledger:
         self._found_inf: list[tuple[Waiting, list[Site]]] = []
         self._scalars = HostCopies()
         self._skipped_steps = 0
+        self._blocks_wanted = self._in_blocks = blocks
+        self._block_rows: dict[int, BlockCounts] = {}
+        self._has_blocks: set[int] = set()
+        self._why_no_blocks: dict[int, str] = {}
         self.counted_by = self._table_on(device).counted_by
 
     def site(self, kind: TensorKind, name: str, module_type: str) -> Site:
@@ -100,7 +119,11 @@ class Ledger:
         with self._lock:
             table = self._table_on(tensor.device)
             row = site.row if site.row is not None else self._row(site, tensor.dtype)
-            if later:
+            if self._in_blocks and self._is_operand(row, site.kind, tensor):
+                self._has_blocks.add(row)
+                with torch.no_grad():
+                    table.add_with_blocks(row, real.detach(), site.kind is TensorKind.WEIGHT)
+            elif later:
                 table.add_later(row, real)
             else:
                 table.add(row, real)
@@ -136,7 +159,10 @@ class Ledger:
         """Send the iteration's counts to the host, and add up those that have arrived."""
         scale = self._scalars.start(self._scale) if self._scale is not None else None
         tables = [table.hand_over() for table in self._tables.values()]
-        self._pending.append(Sent(tables, scale, self._found_inf, optimizer_steps, gradients_came))
+        blocks = [table.hand_over_blocks() for table in self._tables.values()] if self._in_blocks else []
+        self._in_blocks = False
+        found = [waiting for waiting in blocks if waiting is not None]
+        self._pending.append(Sent(tables, scale, self._found_inf, optimizer_steps, gradients_came, found))
         self._found_inf = []
         while len(self._pending) > _ON_THE_WAY or (self._pending and all(w.ready() for w in self._pending[0].all())):
             self._add_up(self._pending.popleft())
@@ -154,17 +180,35 @@ class Ledger:
     def tables(self, sources: dict[str, str]) -> tuple[TensorTable, ...]:
         """The totals so far, in the order first seen. sources: file:line by module name."""
         self.wait()
-        return self._tables_of(Totals.together(self._parts), sources)
+        found = self._tables_of(Totals.together(self._parts), sources)
+        return tuple(self._with_blocks(row, table) for row, table in found.items())
 
     def end_part(self, sources: dict[str, str]) -> tuple[TensorTable, ...]:
         """The same since the last call."""
         self.wait()
         self._parts.append(Totals())
-        return self._tables_of(self._parts[-2], sources)
+        return tuple(self._tables_of(self._parts[-2], sources).values())
 
-    def _tables_of(self, totals: Totals, sources: dict[str, str]) -> tuple[TensorTable, ...]:
+    def _tables_of(self, totals: Totals, sources: dict[str, str]) -> dict[int, TensorTable]:
         found = [(row, site) for row, site in enumerate(self._sites) if totals.steps(row)]
-        return tuple(self._record(totals, row, site, sources) for row, site in found)
+        return {row: self._record(totals, row, site, sources) for row, site in found}
+
+    def _with_blocks(self, row: int, table: TensorTable) -> TensorTable:
+        """The record with what was counted inside blocks, or why nothing was."""
+        if row in self._has_blocks:
+            return replace(table, blocks=self._block_rows.get(row, NOTHING_IN_BLOCKS), blocks_reason=None)
+        reason = self._why_no_blocks.get(row, FIRST_STEP if table.kind in _OPERANDS else NOT_AN_OPERAND)
+        return replace(table, blocks_reason=reason if self._blocks_wanted else NOT_ASKED)
+
+    def _is_operand(self, row: int, kind: TensorKind, tensor: torch.Tensor) -> bool:
+        """Whether a product may read the tensor in blocks; biases and other vectors among the weights are not read."""
+        if kind not in _OPERANDS or (kind is TensorKind.WEIGHT and tensor.dim() < 2):
+            self._why_no_blocks[row] = NOT_AN_OPERAND
+        elif tensor.layout != torch.strided or tensor.is_nested or tensor.is_complex():
+            self._why_no_blocks[row] = NO_ROWS
+        else:
+            return True
+        return False
 
     def _record(self, totals: Totals, row: int, site: Site, sources: dict[str, str]) -> TensorTable:
         activation = site.kind in (TensorKind.ACTIVATION, TensorKind.ACTIVATION_GRADIENT)
@@ -179,6 +223,10 @@ class Ledger:
         forgotten = [site.row for sites in void for site in sites if site.row is not None]
         self._skipped_steps += sent.gradients_came and sent.steps == len(void)
         self._parts[-1].add([table.values() for table in sent.tables], gradients, scale, forgotten)
+        if sent.blocks:
+            counts = merged([waiting.values() for waiting in sent.blocks])
+            seen = counts.any(dim=1).nonzero().flatten().tolist()
+            self._block_rows |= {row: block_counts_of(counts[row]) for row in seen}
         for waiting in sent.all():
             waiting.release()
 

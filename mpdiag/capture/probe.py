@@ -24,7 +24,8 @@ class Probe:
     include and exclude are shell patterns on qualified names; a tensor is counted if any include matches (or
     none is given) and no exclude does. `scaler`: the job's own GradScaler; gradients are then counted as they are
     without its scale. `every`: only iterations 0, every, 2 * every ... are counted. `updates=False` leaves out
-    weight updates, which take memory for a copy of weights.
+    weight updates, which take memory for a copy of weights. `blocks=True` also counts inside blocks in the first step,
+    for MXFP8 and NVFP4.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class Probe:
         scaler: torch.amp.GradScaler | None = None,
         every: int = 1,
         updates: bool = True,
+        blocks: bool = False,
     ) -> None:
         self._scaler = scaler
         self._every, self._iteration = every, 0
         self._gradients_came, self._optimizer_steps = False, 0
         rows = 3 * sum(1 for _ in model.parameters()) + 2 * sum(1 for _ in model.modules())
-        self._ledger = Ledger(device, include, exclude, rows)
+        self._ledger = Ledger(device, include, exclude, rows, blocks)
         self._sites: dict[str, tuple[Site, Site]] = {}
         self._on_leaves: list[RemovableHandle] = []
         self._modules = ModuleWatch(model, self._output)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import torch
 
 from mpdiag.capture.autocast_types import AutocastTypes
+from mpdiag.capture.loop_facts import observe_loop
 from mpdiag.capture.noise import mark_noise
 from mpdiag.capture.probe import Probe
 from mpdiag.diagnosis import Capture, SelfTest, TensorTable
+from mpdiag.loop import LoopFacts
 from mpdiag.target import Job, Start
-from mpdiag.target.batches import tensors_in
 from mpdiag.training.precision import FP32_IEEE
 from mpdiag.training.session import open_session, require_finite, total
 
@@ -43,6 +44,7 @@ class Observation:
     own_autocast: bool = False
     counted_by: str = "torch"
     precision: str = "FP32 (IEEE)"
+    loop: LoopFacts | None = None
 
     def record(self) -> Capture:
         """What has been seen so far."""
@@ -72,6 +74,7 @@ class Observation:
             not_seen=self.not_seen,
             counted_by=self.counted_by,
             reason=self.reason,
+            loop=self.loop,
         )
 
 
@@ -87,10 +90,10 @@ def observe_training(
 
     Raises MpdiagError `loss-not-finite` at the first loss that is not finite; what was counted by then is kept.
     """
-    observation.input_abs_max = largest_input(start)
+    observation.loop, observation.input_abs_max = observe_loop(job, start, observation.device)
     with open_session(job, start, FP32_IEEE, observation.device) as run:
         observation.precision = _precision_of(run.model)
-        probe = Probe(run.model, run.optimizers.values(), observation.device, include, exclude)
+        probe = Probe(run.model, run.optimizers.values(), observation.device, include, exclude, blocks=True)
         try:
             step = 0
             for part in parts:
@@ -119,10 +122,3 @@ def _precision_of(model: torch.nn.Module) -> str:
     """FP32 (IEEE), or the types of a model whose parameters are not FP32."""
     dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
     return "FP32 (IEEE)" if dtypes <= {"float32"} else f"{' and '.join(sorted(dtypes))} (as the model is)"
-
-
-def largest_input(start: Start) -> float | None:
-    """The largest finite magnitude among the floating tensors of the first batch; None when it has none."""
-    found = [t for t in tensors_in(start.batch(0)) if t.is_floating_point() and t.numel()]
-    finite = [t[torch.isfinite(t)].abs() for t in found]
-    return max((float(t.max()) for t in finite if t.numel()), default=None)

@@ -64,7 +64,7 @@ def _deterministic() -> Iterator[None]:
 
 def _run(job: Job, start: Start, device: torch.device, steps: int, probed: bool) -> dict[str, torch.Tensor]:
     with open_session(job, start, FP32_IEEE, device) as run:
-        probe = Probe(run.model, run.optimizers.values(), device) if probed else None
+        probe = Probe(run.model, run.optimizers.values(), device, blocks=True) if probed else None
         losses = []
         try:
             for step in range(steps):

@@ -14,6 +14,7 @@ import click
 from mpdiag.cli.explain import explain
 from mpdiag.cli.report import report
 from mpdiag.cli.scan import scan
+from mpdiag.cli.verify import verify
 from mpdiag.errors import MpdiagError, UserCodeError
 from mpdiag.version import __version__
 
@@ -25,6 +26,7 @@ def commands() -> None:
 
     \b
     mpdiag scan model.py       observe, advise, verify; writes reports/model.html and .json
+    mpdiag verify run.json     finish on a GPU what a scan on a laptop began
     mpdiag explain MP201       what a finding means and what to do
 
     \b
@@ -33,7 +35,7 @@ def commands() -> None:
     """
 
 
-for command in (scan, report, explain):
+for command in (scan, verify, report, explain):
     commands.add_command(command)
 
 

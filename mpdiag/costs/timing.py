@@ -30,8 +30,8 @@ class Timing:
     """All arms, timed in blocks that take turns: in each round every arm has one block, in rotating order.
 
     control: a second block of the baseline in each round; what separates it from the first is the machine's noise.
-    samples: the batch size that all arms had. resident: all arms were in memory at once; otherwise each block began with
-    a fresh model. notes: what was done otherwise than asked.
+    samples: the batch size that all arms had. resident: all arms were in memory at once, else each block began with a
+    fresh model. notes: what was done otherwise than asked.
     """
 
     arms: tuple[ArmTime, ...]

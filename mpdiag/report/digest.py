@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Trial
 from mpdiag.foretold import Prediction
 from mpdiag.operations import NOT_OBSERVED, OpRole
-from mpdiag.report.html_numbers import size
+from mpdiag.report.accuracy_words import control_sentences, verdict_in_words
+from mpdiag.report.cost_words import cost_lines
 from mpdiag.report.islands import island_sentences
 from mpdiag.report.scale_words import drift_lines, plan_scale_lines, scale_lines
 
@@ -90,17 +90,20 @@ def _count(number: int, noun: str) -> str:
 def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     lines = []
     if diagnosis.advice is not None:
+        choice = diagnosis.advice.format_choice
+        lines += [("format", f"{choice.chosen}: {choice.reason}")] if choice else []
         lines += scale_lines(diagnosis.advice.loss_scale)
         lines += drift_lines(diagnosis.advice.drift)
         lines += plan_scale_lines(diagnosis.advice)
         lines += [("islands", sentence) for sentence in island_sentences(diagnosis)]
     lines += _operation_lines(diagnosis.capture)
     if diagnosis.verification is not None:
-        fp16 = [c for c in diagnosis.verification.comparisons if c.candidate == "fp16"]
+        fp16 = [c for c in diagnosis.verification.comparisons if c.candidate == "fp16" and not c.is_ratio]
         lines += [comparison_line(c) for c in fp16 if c.verdict != "not-measured"]
+        lines += cost_lines(diagnosis.verification)
         lines += _skips(diagnosis)
         lines += _bf16(diagnosis.verification.comparisons)
-        lines += _controls(diagnosis.verification.comparisons)
+        lines += [("controls", "; ".join(told))] if (told := control_sentences(diagnosis)) else []
         lines += _foretold(diagnosis.verification.prediction)
     return lines
 
@@ -118,24 +121,18 @@ def _operation_lines(capture: Capture | None) -> list[tuple[str, str]]:
     return [("operations", text)]
 
 
-_TOPICS = {"step_time_ms": "time", "peak_memory_bytes": "memory", "energy_joules_per_sample": "energy"}
-
-
 def comparison_line(c: Comparison) -> tuple[str, str]:
-    """One comparison: both values, the difference with its interval and margin, the verdict."""
-    topic = _TOPICS.get(c.quantity, c.quantity.replace("_", " "))
+    """One comparison of a loss or metric: both values, the difference with its interval and margin, the verdict."""
+    topic = c.quantity.replace("_", " ")
     if c.baseline_value is None or c.candidate_value is None or c.difference is None:
         return topic, f"{c.verdict}: {c.reason}"
-    if c.is_ratio:
-        shown = size if c.unit == "bytes" else "{:.4g}".format
-        unit = "" if c.unit == "bytes" else f" {c.unit}"
-        text = f"{shown(c.baseline_value)} -> {shown(c.candidate_value)}{unit}, x{c.difference:.2f}"
-        return topic, f"{text}: {c.reason}" if c.verdict == "inconclusive" else text
     text = f"{c.baseline_value:.5g} -> {c.candidate_value:.5g}"
     text += f", difference {c.difference:+.2g}" if c.difference else ", no difference"
     if c.interval is not None and c.margin is not None:
         text += f" (90 % within {c.interval[0]:+.2g}..{c.interval[1]:+.2g}, margin ±{c.margin:.2g})"
-    return topic, f"{text}: {c.verdict}" + (f", {c.reason}" if c.reason else "")
+    text += f": {verdict_in_words(c)}" + (f", {c.reason}" if c.reason else "")
+    scatter = c.test.spread_in_margins(c.margin) if c.test and c.verdict == "inconclusive" else None
+    return topic, text if scatter is None else f"{text}; the differences of the pairs scatter by {scatter:.2g} margins"
 
 
 def _bf16(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
@@ -155,19 +152,6 @@ def _skips(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     return [("skips", f"{skipped} of {sum(t.steps for t in mine)} FP16 steps")]
 
 
-def _controls(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
-    """Whether the arms that should be worse were: only then could the test have noticed harm."""
-    told = []
-    for arm in ("fp16-unscaled", "fp16-pure"):
-        about = [c for c in comparisons if c.candidate == arm and not c.is_ratio]
-        worse = next((c for c in about if c.verdict == "worse"), None)
-        if worse is not None:
-            told.append(f"{arm} is worse ({worse.quantity.replace('_', ' ')}{_by(worse)})")
-        elif about:
-            told.append(f"{arm} is not worse, so these runs say nothing about what it leaves out")
-    return [("controls", "; ".join(told))] if told else []
-
-
 def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
     """How well the counts of FP32 foretold those of FP16."""
     if prediction is None:
@@ -180,10 +164,6 @@ def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
     if prediction.overflowed_tensors:
         text += f"; {prediction.overflowed_tensors} more were broken by overflow"
     return [("foretold", text)]
-
-
-def _by(c: Comparison) -> str:
-    return f" {c.difference:+.2g}" if c.difference is not None else f" {c.reason}"
 
 
 def _next_steps(diagnosis: Diagnosis) -> list[str]:
@@ -205,8 +185,8 @@ def _more_seeds(diagnosis: Diagnosis) -> list[str]:
     run = diagnosis.verification
     if run is None or run.verdict != "inconclusive":
         return []
-    found = [re.search(r"needs about (\d+) seeds", c.reason or "") for c in run.comparisons if c.candidate == "fp16"]
-    needed = max((int(match[1]) for match in found if match), default=None)
+    found = [c.test.seeds_needed for c in run.comparisons if c.candidate == "fp16" and c.test]
+    needed = max((n for n in found if n is not None), default=None)
     return [f"scan again with --seeds {needed}"] if needed else []
 
 
@@ -240,13 +220,14 @@ def _not_done(diagnosis: Diagnosis, hidden: int) -> list[str]:
 
 
 def _unmeasured(trials: tuple[Trial, ...]) -> list[str]:
-    """What the FP16 trials could not measure, grouped by reason."""
+    """What the FP16 trials could not measure, grouped by reason; of costs the first trial's alone, which has them."""
     by_reason: dict[str, list[str]] = {}
-    measured = {f for t in trials if t.arm == "fp16" for f in _COSTS if getattr(t, f) is not None}
-    for trial in trials:
-        for name, reason in trial.not_measured.items():
-            if trial.arm == "fp16" and name in (*_COSTS, "metric") and name not in measured:
-                by_reason.setdefault(reason, []).append(_COSTS.get(name, name))
+    told = {f for t in trials if t.arm == "fp16" for f in _COSTS if getattr(t, f) is not None}
+    for trial in (t for t in trials if t.arm == "fp16"):
+        reasons = {name: why for name, why in trial.not_measured.items() if name in {*_COSTS, "metric"} - told}
+        for name, reason in reasons.items():
+            by_reason.setdefault(reason, []).append(_COSTS.get(name, name))
+        told |= reasons.keys() & _COSTS.keys()
     return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in by_reason.items()]
 
 

@@ -15,16 +15,21 @@ from markupsafe import Markup
 
 from mpdiag.diagnosis import SEVERITIES, Diagnosis, Finding, TensorTable, Verification
 from mpdiag.report import charts, curves, strips
+from mpdiag.report.accuracy_words import CONTROLS, band_sentences, control_sentences
+from mpdiag.report.curve_bands import band_curves
 from mpdiag.report.html_anchors import Anchors, TensorLinks, slug
 from mpdiag.report.html_arms import arm_table, by_arm, margin_of, setup
 from mpdiag.report.html_axes import DASHES
 from mpdiag.report.html_cells import Notes
+from mpdiag.report.html_costs import costs_context
+from mpdiag.report.html_formats import lost_table
 from mpdiag.report.html_numbers import FILTERS
 from mpdiag.report.html_operations import OperationRow, operation_rows
 from mpdiag.report.html_prediction import prediction_view
 from mpdiag.report.html_runs import run_table
 from mpdiag.report.html_summary import boxes, verdict_words, why_no_advice, why_not_verified
 from mpdiag.report.html_tensors import in_words, tensor_rows
+from mpdiag.report.html_verification import test_rows
 from mpdiag.report.islands import island_sentences
 from mpdiag.saved import to_json
 
@@ -58,8 +63,11 @@ def render(diagnosis: Diagnosis, plotly: str = "inline", configs: Sequence[Confi
         "operation_rows": _operations(diagnosis),
         "embedded": _embedded(json.loads(to_json(diagnosis))),
         **_loss_scale(diagnosis, links),
+        "lost": lost_table(diagnosis.advice.other_formats if diagnosis.advice else ()),
         "islands": [f"{sentence[:1].upper()}{sentence[1:]}" for sentence in island_sentences(diagnosis)],
         **_verification(diagnosis.verification),
+        "controls": control_sentences(diagnosis),
+        **costs_context(diagnosis),
         **_tensors(diagnosis, tables, links, findings),
         **(_plotly(diagnosis) if plotly == "inline" else {"figures": None, "packed": None}),
     }
@@ -121,15 +129,19 @@ def _loss_scale(diagnosis: Diagnosis, links: TensorLinks) -> dict[str, Any]:
 def _verification(run: Verification | None) -> dict[str, Any]:
     notes = Notes()
     trials = by_arm(run.trials if run else ())
+    bands, margin = run.curves if run else (), margin_of(run, "loss")
     return {
         "arm_table": arm_table(run, notes),
         "setup": setup(run),
         "runs": run_table(trials),
         "notes": notes,
         "loss_chart": curves.loss_curves(trials),
-        "gap_chart": curves.gap_curves(trials, margin_of(run, "loss")),
-        "gap_margin": margin_of(run, "loss"),
+        "gap_chart": curves.gap_curves(trials, margin),
+        "gap_margin": margin,
         "arms": curves.arm_order(trials),
+        "band_chart": band_curves(bands, curves.arm_order(trials), CONTROLS, margin),
+        "band_words": band_sentences(bands),
+        "tests": test_rows(run),
         "stopped": curves.stopped(trials),
         "forecast": prediction_view(run.prediction if run else None),
     }

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from mpdiag.diagnosis import Finding, TensorKind, TensorTable
 
+OPERATIONS = "operations"  # the id of their table's section
+_OF_OPERATIONS = ("MP106", "MP107", "MP108", "MP109", "MP110", "MP111", "MP305", "MP306", "MP307", "MP308")
 GRADIENTS = (TensorKind.WEIGHT_GRADIENT, TensorKind.ACTIVATION_GRADIENT)
 
 
@@ -63,7 +65,12 @@ class TensorLinks:
         return next((kinds[k] for k in (*preferred, *TensorKind) if k in kinds), None)
 
     def of_finding(self, finding: Finding) -> str | None:
-        """The row a finding is about, by its subject and by the kind that its words name."""
+        """The row a finding is about, by its subject and by the kind that its words name.
+
+        What is about an operation between the modules leads to the table of operations.
+        """
+        if finding.code in _OF_OPERATIONS or (finding.code == "MP105" and "operation" in finding.evidence):
+            return OPERATIONS
         words = f"{finding.name} {finding.message}".lower().replace("-", " ").replace("_", " ")
         # longest first: "activation gradient" also contains "activation"
         spoken = sorted(TensorKind, key=lambda kind: -len(kind))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mpdiag.costs.record import NOT_MEASURED
 from mpdiag.diagnosis import Trial, Verification
+from mpdiag.report.accuracy_words import CONTROLS
 from mpdiag.report.html_cells import Cell, Column, Notes, cost, final_scale, measured, quality, settle, skipped
 from mpdiag.report.html_numbers import share, value
 from mpdiag.report.html_verification import COSTS
 
 FIRST = ("fp32", "fp16", "fp16-plan", "bf16", "fp32-configured")
-CONTROLS = ("fp16-unscaled", "fp16-pure")
-"""Arms expected to be worse on a job that needs care."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class ArmTable:
-    """The whole table, also that of every run; its footnotes are in the notes given."""
+    """The whole table; its footnotes are in the notes given. has_costs: it has columns for them."""
 
     columns: tuple[Column, ...] = ()
     rows: tuple[ArmRow, ...] = ()
+    has_costs: bool = True
 
 
 def by_arm(trials: Sequence[Trial]) -> list[Trial]:
@@ -84,7 +85,7 @@ def arm_table(run: Verification | None, notes: Notes) -> ArmTable:
         )
         for i, own in enumerate(arms)
     ]
-    return ArmTable(tuple(columns), tuple(rows))
+    return ArmTable(tuple(columns), tuple(rows), not _told_below(run))
 
 
 Filler = Callable[[Sequence[Trial]], Cell]
@@ -101,12 +102,20 @@ def _columns(run: Verification, baseline: str) -> list[tuple[str, tuple[Markup, 
     if not measures:
         found.append(("Metric", (), lambda own: measured(own, "metric")))
     found += [("Skipped steps", (Markup("all seeds"),), skipped), ("Final scale", (), final_scale)]
+    if _told_below(run):
+        return found
     for field in ("step_time_ms", "peak_memory_bytes"):
         found.append((_title(COSTS[field][0]), _equal_within(run, field), cost(field, run)))
     found.append(("Tensor pipe", (Markup("time active"),), lambda own: measured(own, "tensor_core")))
     field = "energy_joules_per_sample"
     found.append((_title(COSTS[field][0]), _equal_within(run, field), cost(field, run)))
     return found
+
+
+def _told_below(run: Verification) -> bool:
+    """Whether no arm has any cost and the page's line on costs says why: no column needs to say it again."""
+    fields = (*COSTS, "tensor_core")
+    return run.costs != NOT_MEASURED and all(getattr(t, field) is None for t in run.trials for field in fields)
 
 
 def _title(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from mpdiag.diagnosis import Comparison, Trial, Verification
+from mpdiag.report.accuracy_words import verdict_in_words
 from mpdiag.report.html_numbers import power, value
 from mpdiag.report.html_verification import DOES_NOT_APPLY, difference, figure, interval, why_missing
 
@@ -134,7 +135,7 @@ def quality(name: str, run: Verification, baseline: str) -> Callable[[Sequence[T
         under = [line for line in (difference(c), interval(c)) if line is not None]
         if most and c.baseline_value != most.baseline_value and c.baseline_value is not None:
             under.append(Markup("against {}").format(value(c.baseline_value)))
-        under.append(Markup('<span class="c-{}">{}</span>').format(c.verdict, c.verdict.replace("-", " ")))
+        under.append(Markup('<span class="c-{}">{}</span>').format(c.verdict, verdict_in_words(c)))
         remark = (c.reason,) if c.reason and found.shown is not None else ()
         return replace(found, under=tuple(under), remarks=(*found.remarks, *remark))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from mpdiag.diagnosis import Comparison, Trial
+from mpdiag.diagnosis import Comparison, Trial, Verification
 from mpdiag.report.html_numbers import joules, power, ratio, share, signed, size, value, with_unit
 
 COSTS = {
@@ -40,6 +40,11 @@ def interval(comparison: Comparison) -> Markup | None:
     if comparison.is_ratio:
         return Markup(f"×{low:.3f} to ×{high:.3f}")
     return signed(low) + Markup(" to ") + signed(high)
+
+
+def test_rows(run: Verification | None) -> list[Comparison]:
+    """The comparisons of losses and metrics that were tested, as they were compared."""
+    return [c for c in run.comparisons if c.test is not None] if run else []
 
 
 def why_missing(trial: Trial, field: str) -> str:

@@ -1,4 +1,4 @@
-"""The verification from plan to verdict; its trials so far can be asked for at any time."""
+"""The verification from plan to verdict; what it found so far can be asked for at any time."""
 
 from __future__ import annotations
 
@@ -8,64 +8,86 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mpdiag.device.nvml import Nvml
+from mpdiag.costs.record import Costs
+from mpdiag.device.stopwatch import release_memory
 from mpdiag.diagnosis import Advice, Capture, Trial, Verification
 from mpdiag.errors import MpdiagError
 from mpdiag.foretold import Prediction
+from mpdiag.measure.child import end_children
+from mpdiag.measure.resize import halved
+from mpdiag.settings import MAX_HALVINGS, TRAINING_SHARE
 from mpdiag.target import Job, Start
+from mpdiag.target.batches import samples_in
 from mpdiag.training.session import open_session
 from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
 from mpdiag.verify.compare import compare_arms
+from mpdiag.verify.controls import control_outcomes
+from mpdiag.verify.cost_ratios import cost_comparisons, with_costs
+from mpdiag.verify.cost_run import CostRun, CostsAsked
+from mpdiag.verify.curve_band import curve_bands
 from mpdiag.verify.plan import Plan, fit
 from mpdiag.verify.prediction import compare_with_fp16
-from mpdiag.verify.trials import measure_costs, train_arm
+from mpdiag.verify.trials import train_arm
 from mpdiag.verify.verdict import decide, train_with
 
 REHEARSAL_STEPS = 4  # the first is warm-up; of the others the quickest counts, for others may use the machine
-OVERRUN = 1.2  # past this much of the budget no further run is begun
+OVERRUN = 1.1  # past this much of its share of the budget no further run is begun
+NO_GPU = "needs a CUDA GPU; this run was on the CPU"
 
 Report = Callable[[str], None]
 
 
 @dataclass
 class VerificationRun:
-    """A verification in the making."""
+    """A verification in the making. on_progress is called after each trial and each measurement."""
 
     job: Job
     advice: Advice
     device: torch.device
     higher_is_better: bool = True
+    on_progress: Callable[[], None] = lambda: None
     trials: list[Trial] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
     prediction: Prediction | None = None
     prediction_reason: str | None = "not measured: the verification ended before it"
+    costs: CostRun | None = None
+    halvings: int = 0
+    missing: str = "not measured: the verification ended before it"
 
     def record(self, interrupted: bool = False) -> Verification:
         """What has been found so far, judged; an interrupted run is inconclusive."""
-        comparisons = compare_arms(self.trials, self.higher_is_better)
-        if not any(t.arm == FP16 for t in self.trials):
+        missing = NO_GPU if self.device.type != "cuda" else self.missing
+        costs = self.costs.record() if self.costs is not None else Costs.absent(missing)
+        trials = tuple(with_costs(self.trials, costs))
+        comparisons = compare_arms(trials, self.higher_is_better, self.job.margins)
+        arms = [t.arm for t in trials] + [each.arm for each in (costs.timing.arms if costs.timing else ())]
+        comparisons += tuple(cost_comparisons(costs, BASELINE, list(dict.fromkeys(arms))))
+        if not any(t.arm == FP16 for t in trials):
             verdict, reason = "inconclusive", "FP16 was not trained"
         else:
-            verdict, reason = decide(self.advice, self.trials, comparisons)
+            verdict, reason = decide(self.advice, trials, comparisons)
         if interrupted:
             verdict, reason = "inconclusive", "the verification was stopped before its end"
-        chosen = None if interrupted else train_with(comparisons)
         return Verification(
-            tuple(self.trials),
+            trials,
             comparisons,
             verdict,
             reason,
             self.prediction,
             self.prediction_reason,
-            tuple(self.cut),
-            chosen,
+            (*self.cut, *(self.costs.cut if self.costs is not None else ())),
+            None if interrupted else train_with(comparisons),
+            curves=curve_bands(trials),
+            controls=control_outcomes(comparisons),
+            costs=costs,
         )
 
-    def predict(self, start: Start, capture: Capture, steps: int) -> None:
+    def predict(self, capture: Capture, seed: int, steps: int) -> None:
         """Compare what the FP32 counts foretell with what FP16 does, after 0 and after `steps` FP32 steps."""
         scale = self.advice.loss_scale
         k = scale.log2_scale if scale.log2_scale is not None else scale.upper_log2
         types = {(table.kind, table.name): table.amp_dtype for table in capture.tables}
+        start = self.job.start(seed, steps)
         try:
             found = compare_with_fp16(self.job, start, self.device, types, tuple(dict.fromkeys((0, k or 0))), steps)
         except MpdiagError as error:
@@ -73,40 +95,81 @@ class VerificationRun:
             return
         self.prediction, self.prediction_reason = found, None if found.tensors else "no tensor is FP16 under autocast"
 
-    def run(self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report) -> None:
+    def run(
+        self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report, asked: CostsAsked | None = None
+    ) -> None:
         """Train every arm for every seed (seed by seed, so that pairs are complete), then measure costs on a GPU."""
+        try:
+            self._run(seed, steps, seeds, budget_seconds, report, asked or CostsAsked())
+        except BaseException:
+            end_children()  # they would hold the GPU, and this process at its exit
+            raise
+
+    def _run(self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report, asked: CostsAsked) -> None:
         began = time.perf_counter()
         arms, left_out = arms_for(self.advice.loss_scale, self.device, self.advice.plan)
         self.cut += left_out
+        measures = self.device.type == "cuda" and asked.costs
+        if self.device.type == "cuda" and not asked.costs:
+            self.missing = "not asked for: --no-costs"
+        while True:
+            try:
+                plan = self._train(arms, seed, steps, seeds, began, budget_seconds, measures, report)
+                break
+            except MpdiagError as error:
+                if error.slug != "out-of-memory" or not self._halve(seed, error.message):
+                    raise
+        if self.costs is not None:
+            left = budget_seconds - (time.perf_counter() - began)
+            self.costs.run(self._start(seed, plan.steps), max(left, 0.0), report, asked)
+
+    def _start(self, seed: int, steps: int) -> Start:
+        """A seed's start, its batches cut in half as often as memory asked for."""
+        start = self.job.start(seed, steps)
+        for _ in range(self.halvings):
+            start = halved(start) or start
+        return start
+
+    def _halve(self, seed: int, why: str) -> bool:
+        """Begin again with half the batch, for all arms alike; False where it cannot be halved."""
+        if self.halvings >= MAX_HALVINGS or halved(self._start(seed, 1)) is None:
+            return False
+        self.halvings += 1
+        self.trials.clear()
+        self.cut.append(f"every arm trains on 1/{2**self.halvings} of the batch: {why}")
+        release_memory()
+        return True
+
+    def _train(
+        self, arms: list[Arm], seed: int, steps: int, seeds: int, began: float, whole_seconds: float, measures: bool,
+        report: Report,
+    ) -> Plan:  # fmt: skip
+        budget_seconds = (TRAINING_SHARE if measures else 1.0) * whole_seconds
         step_seconds, run_seconds = self._rehearse(arms, seed)
-        plan = fit(arms, steps, seeds, step_seconds, budget_seconds, run_seconds)
+        spent = time.perf_counter() - began
+        plan = fit(arms, steps, seeds, step_seconds, max(budget_seconds - spent, 0.0), run_seconds)
         self.cut += plan.cut
+        if measures:
+            self.costs = CostRun(self.job, plan.arms, self.device, seed, self.on_progress)
+            samples = samples_in(self._start(seed, 1).batch(0))
+            self.costs.begin_memory_beside(samples, whole_seconds, report)
         for index in range(plan.seeds):
-            start = self.job.start((seed + index) % 2**64, plan.steps)
+            start = self._start((seed + index) % 2**64, plan.steps)
             for arm in plan.arms:
-                if self._late(began, budget_seconds) and index > 0:
+                if index > 0 and time.perf_counter() - began > OVERRUN * budget_seconds:
                     self.cut.append(f"arm {arm.name}, seed {start.seed}: not run, the time budget was used up")
                     continue
                 report(f"verify {arm.name}, seed {start.seed} ({index + 1} of {plan.seeds}), {plan.steps} steps")
                 self.trials.append(train_arm(self.job, arm, start, plan.steps, self.device))
-        if self.device.type == "cuda":
-            self._costs(plan, seed, report)
-
-    def _costs(self, plan: Plan, seed: int, report: Report) -> None:
-        start = self.job.start(seed, plan.steps)
-        nvml = Nvml(self.device)
-        for arm in plan.arms:
-            place = next((i for i, t in enumerate(self.trials) if t.arm == arm.name and t.seed == seed), None)
-            if place is not None:
-                report(f"measure {arm.name}: time, memory, tensor cores, energy")
-                self.trials[place] = measure_costs(self.job, arm, start, self.device, self.trials[place], nvml)
+                self.on_progress()
+        return plan
 
     def _rehearse(self, arms: list[Arm], seed: int) -> tuple[dict[str, float], float]:
         """Seconds a step of the baseline and of FP16, and seconds a run besides its steps, to plan with.
 
         An FP16 arm that fails counts as the baseline; so does a metric that fails as free.
         """
-        start = self.job.start(seed, 1)
+        start = self._start(seed, 1)
         seconds: dict[str, float] = {}
         besides = 0.0
         for arm in (a for a in arms if a.name in (BASELINE, FP16)):
@@ -125,12 +188,8 @@ class VerificationRun:
                         began = time.perf_counter()
                         run.evaluate()
                         besides += time.perf_counter() - began
-            except MpdiagError:
-                if arm.name == BASELINE:
+            except MpdiagError as error:
+                if arm.name == BASELINE or error.slug == "out-of-memory":
                     raise
                 seconds[arm.name] = seconds.get(BASELINE, 0.0)
         return seconds, besides
-
-    @staticmethod
-    def _late(began: float, budget_seconds: float) -> bool:
-        return time.perf_counter() - began > OVERRUN * budget_seconds

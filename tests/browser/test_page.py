@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # --import-mode=importlib ad
 
 import report_samples as samples
 
+from mpdiag.diagnosis import Diagnosis
+from mpdiag.histogram import ExponentHistogram
+from mpdiag.operations import OpRole, OpTable
 from mpdiag.report.html import render
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -31,6 +36,16 @@ pytestmark = [
 ]
 
 
+def with_operations(diagnosis: Diagnosis) -> Diagnosis:
+    """The same with a second pass over operators, whose table has long names."""
+    table = OpTable(
+        "scaled_dot_product_attention", "blocks.3.attention.projection", "forward", OpRole.OUTPUT, "float32", 64, 20,
+        ExponentHistogram.from_bins({3: 64}), 12.0, 8.0, "float16", source="examples/a_folder/gpt_tiny.py:131",
+    )  # fmt: skip
+    assert diagnosis.capture is not None
+    return replace(diagnosis, capture=replace(diagnosis.capture, operations=(table,) * 3))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -45,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("page")
     (where / "full.html").write_text(render(samples.full()), encoding="utf-8")
     (where / "none.html").write_text(render(samples.full(), plotly="none"), encoding="utf-8")
+    (where / "gpu.html").write_text(render(with_operations(samples.on_gpu()), plotly="none"), encoding="utf-8")
     return where
 
 
@@ -89,7 +105,7 @@ def test_plotly_takes_the_place_of_all_static_charts(visit: Any) -> None:
 
 
 def test_without_plotly_the_static_charts_stay(visit: Any) -> None:
-    assert visit("none.html").locator("svg.chart:visible").count() == 3
+    assert visit("none.html").locator("svg.chart:visible").count() == 4
 
 
 def test_the_distance_from_fp32_is_one_line_an_arm(visit: Any) -> None:
@@ -102,14 +118,33 @@ def test_the_runs_open_on_a_click_and_without_one_on_paper(visit: Any) -> None:
     page = visit()
     runs = page.locator("table.runs")
     assert not runs.is_visible()
-    page.locator("summary").click()
+    page.locator("summary", has_text="Every run").click()
     assert runs.is_visible()
 
 
-def test_a_sheet_of_paper_is_wide_enough(visit: Any) -> None:
-    page = visit(viewport={"width": 760, "height": 1000})
+@pytest.mark.parametrize("name", ["none.html", "gpu.html"])
+def test_a_sheet_of_paper_is_wide_enough(visit: Any, name: str) -> None:
+    page = visit(name, viewport={"width": 760, "height": 1000})
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth") <= 760
+
+
+def test_paper_has_what_the_screen_has_but_the_tools(visit: Any) -> None:
+    page = visit("gpu.html")
+    page.emulate_media(media="print")
+    assert page.locator("ul.controls li").first.is_visible()
+    assert page.locator("#filter").is_hidden()
+    assert page.locator("svg.forest:visible").count() == page.locator("svg.forest").count() > 5
+
+
+def test_the_line_at_one_of_the_forest_plot_runs_under_the_mark_on_the_axis(visit: Any) -> None:
+    page = visit("gpu.html", java_script_enabled=False)
+    one = page.locator("table.speed").evaluate("t => parseFloat(getComputedStyle(t).getPropertyValue('--forest-one'))")
+    cell = page.locator("td.forest-cell").nth(3).bounding_box()
+    label = page.locator(".forest-head text", has_text=re.compile("^×1$")).bounding_box()
+    drawing = page.locator("td.forest-cell svg").nth(2).bounding_box()
+    assert abs(cell["x"] + one - (label["x"] + label["width"] / 2)) < 1
+    assert abs(drawing["x"] - cell["x"]) < 1
 
 
 def test_a_footnote_leads_to_its_reason(visit: Any) -> None:
@@ -214,7 +249,7 @@ def test_a_finding_leads_to_its_row(visit: Any) -> None:
     assert page.locator("tr:target .name").text_content() == "head"
 
 
-@pytest.mark.parametrize("name", ["full.html", "none.html"])
+@pytest.mark.parametrize("name", ["full.html", "none.html", "gpu.html"])
 def test_a_narrow_screen_never_scrolls_sideways(visit: Any, name: str) -> None:
     page = visit(name, viewport={"width": 390, "height": 844})
     if name == "full.html":
@@ -222,9 +257,21 @@ def test_a_narrow_screen_never_scrolls_sideways(visit: Any, name: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_on_a_narrow_screen_only_tables_and_charts_scroll_and_no_line_of_code_is_torn(visit: Any) -> None:
+    page = visit("gpu.html", viewport={"width": 420, "height": 900})
+    wide = page.evaluate(
+        """() => [...document.querySelectorAll("main *")].filter((e) => !e.closest(".scroll, .plot, pre, .mem-bars")
+          && e.getBoundingClientRect().width && e.getBoundingClientRect().right > 421).map((e) => e.outerHTML)"""
+    )
+    assert wide == []
+    line = page.locator(".operations td:nth-child(3) code").first
+    assert line.evaluate("code => code.getClientRects().length") == 1
+
+
+@pytest.mark.parametrize("name", ["none.html", "gpu.html"])
 @pytest.mark.parametrize("width", [800, 1216, 1248, 1440])
-def test_no_width_of_window_scrolls_the_page_sideways(visit: Any, width: int) -> None:
-    page = visit(viewport={"width": width, "height": 800})
+def test_no_width_of_window_scrolls_the_page_sideways(visit: Any, width: int, name: str) -> None:
+    page = visit(name, viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -232,7 +279,7 @@ def test_without_javascript_verdict_tables_and_charts_are_visible(visit: Any) ->
     page = visit("full.html", java_script_enabled=False)
     assert page.locator(".badge").is_visible()
     assert page.locator("table.tensors tbody tr:visible").count() == len(samples.tables())
-    assert page.locator("svg.chart:visible").count() == 3
+    assert page.locator("svg.chart:visible").count() == 4
     assert page.locator("svg.strip:visible").count() == len(samples.tables())
     assert page.locator("button.copy:visible, #filter:visible").count() == 0
 

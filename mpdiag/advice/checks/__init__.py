@@ -1,10 +1,10 @@
-"""Every finding that can be made from a capture, one small class each, in code order.
+"""Every finding that can be made, one small class each, in code order.
 
-MP1xx forward range, MP2xx gradients and scale, MP3xx operators. The docstring of a class is its page in
-`mpdiag explain CODE`.
+MP1xx forward range, MP2xx gradients and scale, MP3xx operators, MP4xx performance, MP5xx training loop, MP6xx
+verification, MP7xx FP8. The docstring of a class is its page in `mpdiag explain CODE`.
 """
 
-from mpdiag.advice.checks.check import Check
+from mpdiag.advice.checks.check import Check, Rule, RunCheck, TrialCheck
 from mpdiag.advice.checks.constants import EpsUnderflow, IntegersInHalf, LogOfSoftmax, MaskConstant
 from mpdiag.advice.checks.forward_range import (
     ActivationOverflow,
@@ -13,23 +13,60 @@ from mpdiag.advice.checks.forward_range import (
     NonfiniteInHalf,
     WeightOverflow,
 )
+from mpdiag.advice.checks.fp8 import Fp8Alignment, Fp8CastOldTorch, Fp8DelayedSpike, Fp8Underflow
 from mpdiag.advice.checks.gradients import (
     DefaultScaleOverflows,
     GradientOverflow,
+    GradientSubnormal,
     GradientUnderflow,
     RangeConflict,
     UpdateStagnation,
 )
+from mpdiag.advice.checks.loop_code import (
+    BackwardInAutocast,
+    CompiledBackward,
+    CustomAutogradFunction,
+    GradientPenalty,
+    InPlaceSkipsAutocast,
+    LossScaledTwice,
+    RowsRepeated,
+    ScalerWithBf16,
+)
 from mpdiag.advice.checks.operations import (
     AttentionLogitsOverflow,
     OperationOverflow,
+    ReducedAccumulation,
     SquareOverflow,
     SquareUnderflow,
     SumOverflow,
 )
 from mpdiag.advice.checks.operators import AutocastFails, BceUnsafe, LossInHalf, MustStayFp32
+from mpdiag.advice.checks.optimizer_state import BetaRoundsToOne, EpsOfOptimizer, SecondMomentUnderflow
+from mpdiag.advice.checks.performance import (
+    LatencyBound,
+    LowProductShare,
+    ModelStateMemory,
+    TensorCoreAlignment,
+    Tf32Baseline,
+)
+from mpdiag.advice.checks.stored_types import (
+    AverageInHalf,
+    BatchNormInHalf,
+    CounterInHalf,
+    DecayLost,
+    HalfAndAutocast,
+    NoMasterWeights,
+)
+from mpdiag.advice.checks.trial_scales import ScaleCollapse, ScaleSawtooth, SkipRate
+from mpdiag.advice.checks.trials import (
+    ControlsDidNotFail,
+    DeadLayerGradient,
+    NonfiniteTraining,
+    PredictionMissed,
+    TrainingFails,
+)
 
-ALL: tuple[Check, ...] = (
+CAPTURE_CHECKS: tuple[Check, ...] = (
     ActivationOverflow(),
     NonfiniteInHalf(),
     InputRange(),
@@ -40,11 +77,13 @@ ALL: tuple[Check, ...] = (
     SquareUnderflow(),
     SumOverflow(),
     OperationOverflow(),
+    ReducedAccumulation(),
     GradientUnderflow(),
     DefaultScaleOverflows(),
     GradientOverflow(),
     RangeConflict(),
     UpdateStagnation(),
+    GradientSubnormal(),
     MustStayFp32(),
     LossInHalf(),
     BceUnsafe(),
@@ -53,6 +92,46 @@ ALL: tuple[Check, ...] = (
     EpsUnderflow(),
     LogOfSoftmax(),
     IntegersInHalf(),
+    TensorCoreAlignment(),
+    NoMasterWeights(),
+    HalfAndAutocast(),
+    BatchNormInHalf(),
+    DecayLost(),
+    AverageInHalf(),
+    EpsOfOptimizer(),
+    SecondMomentUnderflow(),
+    BetaRoundsToOne(),
+    CounterInHalf(),
+    CustomAutogradFunction(),
+    InPlaceSkipsAutocast(),
+    GradientPenalty(),
+    BackwardInAutocast(),
+    CompiledBackward(),
+    ScalerWithBf16(),
+    LossScaledTwice(),
+    RowsRepeated(),
+    Fp8Underflow(),
+    Fp8DelayedSpike(),
+    Fp8Alignment(),
 )
+TRIAL_CHECKS: tuple[TrialCheck, ...] = (
+    SkipRate(),
+    ScaleCollapse(),
+    ScaleSawtooth(),
+    DeadLayerGradient(),
+    PredictionMissed(),
+    NonfiniteTraining(),
+    TrainingFails(),
+    ControlsDidNotFail(),
+)
+RUN_CHECKS: tuple[RunCheck, ...] = (
+    Tf32Baseline(),
+    ModelStateMemory(),
+    LowProductShare(),
+    LatencyBound(),
+    Fp8CastOldTorch(),
+)
+
+ALL: tuple[Rule, ...] = tuple(sorted((*CAPTURE_CHECKS, *TRIAL_CHECKS, *RUN_CHECKS), key=lambda rule: rule.code))
 
 BY_CODE = {check.code: check for check in ALL}

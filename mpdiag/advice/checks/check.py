@@ -8,18 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
-from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice
+from mpdiag.diagnosis import Advice, Capture, Diagnosis, Finding, LossScaleAdvice, Verification
 
 
-class Check(ABC):
-    """One diagnosis: a stable code, a kebab-case name, and `find`, which yields a Finding per occurrence."""
+class Rule(ABC):
+    """One diagnosis: a stable code and a kebab-case name. Its docstring is its page; its `find` is a subclass's."""
 
     code: ClassVar[str]
     name: ClassVar[str]
-
-    @abstractmethod
-    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
-        """Every occurrence in a capture; nothing when all is well."""
 
     def finding(
         self,
@@ -38,6 +34,30 @@ class Check(ABC):
     def page(cls) -> str:
         """What `mpdiag explain` prints."""
         return f"{cls.code} {cls.name}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n"
+
+
+class Check(Rule):
+    """A rule that the FP32 capture answers; `find` yields a Finding per occurrence, nothing when all is well."""
+
+    @abstractmethod
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """Every occurrence in a capture."""
+
+
+class TrialCheck(Rule):
+    """A rule that the verification's runs answer."""
+
+    @abstractmethod
+    def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
+        """Every occurrence in a verification."""
+
+
+class RunCheck(Rule):
+    """A rule that takes more than one stage of a scan: the machine, the capture and what was measured."""
+
+    @abstractmethod
+    def find(self, diagnosis: Diagnosis) -> Iterator[Finding]:
+        """Every occurrence in a diagnosis."""
 
 
 def number(value: float) -> str:

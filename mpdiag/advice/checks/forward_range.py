@@ -7,8 +7,14 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, island, number
+from mpdiag.advice.checks.operations import SQUARES_LOST, forward, share_lost
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind, TensorTable
 from mpdiag.formats import FP16, FP32
+from mpdiag.operations import OpRole
+
+_SHARE_LOST = 0.01  # of the non-zero elements: the rule catalogue's R27
+_ENERGY_LOST = 0.01  # of the squared norm; a layer scale of 1e-6, which its residual stream hides, loses 1e-5
+_FP16_ROUNDING = 2.0**-22  # of the squared norm: what rounding to 11 bits costs anyway
 
 
 class ActivationOverflow(Check):
@@ -117,12 +123,13 @@ class NonfiniteInHalf(Check):
 
 
 class InputRange(Check):
-    """The inputs are large numbers, such as pixels left in 0..255.
+    """The inputs are large numbers where they reach the model's weights, such as pixels left in 0..255.
 
     Why it is bad: activations start two to three orders of magnitude too high, which wastes FP16's range upwards and
     its precision (integers above 2048 are not exact), and slows training in any precision.
 
-    Threshold: 200 for inputs that stop at 255 (8-bit images), 1000 for others.
+    Threshold: 200 for inputs that stop at 255 (8-bit images), 1000 for others. Measured where a linear layer, a
+    convolution or another product is given them: targets do not count, nor what is divided or normalised on the way.
 
     Remedy: divide by 255, or standardise to mean 0 and variance 1.
 
@@ -183,7 +190,8 @@ class ActivationUnderflow(Check):
     Why it is bad: information is lost in the forward pass, where no loss scale acts.
 
     Threshold: 1 % of the non-zero elements and more than FP16's own rounding error in energy (2^-22 of the squared
-    norm); exact zeros (ReLU, dropout, padding) do not count.
+    norm); exact zeros (ReLU, dropout, padding) do not count. Between the modules, where `--depth ops` looks, 1 % of
+    the squared norm too: a small product that is added to something larger is no loss.
 
     Remedy: BF16, or scale inputs and weights so that activations lie near 1.
 
@@ -194,16 +202,31 @@ class ActivationUnderflow(Check):
     name: ClassVar[str] = "activation-underflow"
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
-        """One per activation."""
+        """One per activation, and the first operation of each module."""
         for table in capture.of_kind(TensorKind.ACTIVATION):
             share = table.histogram.usage(FP16).underflow
             energy = table.histogram.energy_lost(FP16)
-            if table.amp_dtype == "float16" and share > 0.01 and energy > 2.0**-22:
-                yield self.finding(
-                    "warning",
-                    table.name,
-                    f"{share * 100:.1f} % of the non-zero elements of {table.name}'s output become zero in FP16",
-                    "train in BF16, or bring the activations nearer to 1",
-                    {"underflow": share, "energy_lost": energy, "limit": 0.01},
-                    source=table.source,
-                )
+            if table.amp_dtype == "float16" and share > _SHARE_LOST and energy > _FP16_ROUNDING:
+                yield self._lost(table.name, f"{table.name}'s output", share, energy, table.source, {})
+        told = {t.module for t in forward(capture, OpRole.SQUARE) if share_lost(t) > SQUARES_LOST}  # MP108 says it
+        for operation in forward(capture, OpRole.OUTPUT):
+            share = operation.histogram.usage(FP16).underflow
+            energy = operation.histogram.energy_lost(FP16)
+            own = operation.module_output or operation.masked or operation.module in told
+            if not own and share > _SHARE_LOST and energy > _ENERGY_LOST:
+                told.add(operation.module)
+                what = f"the result of {operation.op} in {operation.place}"
+                op = {"operation": operation.op}
+                yield self._lost(operation.module, what, share, energy, operation.source, op)
+
+    def _lost(
+        self, subject: str, what: str, share: float, energy: float, source: str | None, more: dict[str, str]
+    ) -> Finding:
+        return self.finding(
+            "warning",
+            subject,
+            f"{share * 100:.1f} % of the non-zero elements of {what} become zero in FP16",
+            "train in BF16, or bring the activations nearer to 1",
+            {**more, "underflow": share, "energy_lost": energy, "limit": _SHARE_LOST},
+            source=source,
+        )

@@ -11,6 +11,8 @@ from mpdiag.advice.loss_scale import DEFAULT_INIT_LOG2, fp16_gradients
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind
 from mpdiag.formats import FP16
 
+_SUBNORMAL_OCTAVES = FP16.min_exponent - FP16.min_subnormal_exponent + 1  # 11: from 2^-14 to what rounds to zero
+
 
 class GradientUnderflow(Check):
     """Without a loss scale, gradients round to zero in FP16.
@@ -196,6 +198,49 @@ class UpdateStagnation(Check):
                 else "keep FP32 master weights: use autocast, not model.half()",
                 {"stagnant": lost, "limit": 0.1},
                 source=worst.source,
+            )
+
+
+class GradientSubnormal(Check):
+    """At the recommended loss scale, most of a gradient is subnormal in FP16.
+
+    Why it is bad: below 2^-14 FP16 has 10 significant bits and one less for each octave further down. Nothing is lost,
+    but it is coarse.
+
+    Threshold: information: more than 50 % of a tensor's non-zero elements lie between 2^-25 and 2^-14, and more than
+    half of its squared norm lies below 2^-14.
+
+    Remedy: a higher loss scale where the window allows one; BF16 has 8 significant bits throughout.
+
+    Source: FP16's subnormals, IEEE 754; the 50 % are proposed by mpdiag.
+    """
+
+    code: ClassVar[str] = "MP206"
+    name: ClassVar[str] = "gradient-subnormal"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one, for the tensor with the largest share; the others are counted."""
+        k = loss_scale.log2_scale
+        if k is None:
+            return
+        coarse = [
+            (t.signal.usage(FP16, k).subnormal, t)
+            for t in fp16_gradients(capture)
+            if t.signal.energy_lost(FP16, k - _SUBNORMAL_OCTAVES) > 0.5
+        ]
+        coarse = [(share, table) for share, table in coarse if share > 0.5]
+        if coarse:
+            share, worst = max(coarse, key=lambda pair: pair[0])
+            others = f"; so are {len(coarse) - 1} more tensors" if len(coarse) > 1 else ""
+            yield self.finding(
+                "info",
+                worst.name,
+                f"at 2^{k}, {_percent(share)} of the {worst.kind.replace('_', ' ')} of {worst.name} is subnormal in "
+                f"FP16 and keeps fewer bits{others}",
+                "raise the loss scale if the window allows it, or train in BF16",
+                {"subnormal": share, "limit": 0.5, "tensors": len(coarse), "log2_scale": k},
+                loss_scale.snippet,
+                worst.source,
             )
 
 

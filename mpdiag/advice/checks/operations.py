@@ -15,7 +15,8 @@ _NORM_IN_FP32 = """\
 x32 = x.float()
 x = (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)  # or F.rms_norm, F.layer_norm
 """
-_SHARE_LOST = 0.05  # of what squares add up to: the 5 % of the paper's figure 2b, the least it calls relevant
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "einsum", "addbmm", "mv", "addmv")
+SQUARES_LOST = 0.05  # of what squares add up to: the 5 % of the paper's figure 2b, the least it calls relevant
 
 
 def forward(capture: Capture, *roles: OpRole) -> Iterator[OpTable]:
@@ -30,6 +31,13 @@ def largest(table: OpTable) -> float:
     if table.histogram.infs and table.dtype == "float16":
         return math.inf
     return 0.0 if table.masked else table.abs_max or 0.0  # a mask's constant is no measure of what it masks
+
+
+def share_lost(table: OpTable) -> float:
+    """The share of what a value's elements add up to that becomes zero in FP16."""
+    whole = table.histogram.abs_sum
+    kept = table.histogram.from_exponent(FP16.min_subnormal_exponent - 1).abs_sum
+    return (whole - kept) / whole if whole else 0.0
 
 
 class _Overflow(Check):
@@ -134,16 +142,14 @@ class SquareUnderflow(Check):
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per square."""
         for table in forward(capture, OpRole.SQUARE):
-            whole = table.histogram.abs_sum
-            kept = table.histogram.from_exponent(FP16.min_subnormal_exponent - 1).abs_sum
-            lost = (whole - kept) / whole if whole else 0.0
-            if lost > _SHARE_LOST:
+            lost = share_lost(table)
+            if lost > SQUARES_LOST:
                 yield self.finding(
                     "warning",
                     table.module,
                     f"{lost * 100:.0f} % of what the squares in {table.place} add up to becomes zero in FP16",
                     "square in FP32, or use torch's own norm",
-                    {"share": lost, "limit": _SHARE_LOST, "abs_max": table.abs_max, "seen_in_fp16": table.amp_result},
+                    {"share": lost, "limit": SQUARES_LOST, "abs_max": table.abs_max, "seen_in_fp16": table.amp_result},
                     _NORM_IN_FP32,
                     table.source,
                 )
@@ -203,3 +209,36 @@ class OperationOverflow(_Overflow):
             ):
                 told.add(table.module)
                 yield finding
+
+
+class ReducedAccumulation(Check):
+    """A product is infinite in FP16 on this GPU, though its FP32 result fits.
+
+    Why it is bad: cuBLAS may add up partial sums of a product in FP16, and one of those overflowed.
+
+    Threshold: warning: seen on a GPU, the first operation of the forward pass that is not finite in FP16 is a product,
+    and its largest FP32 value is more than an octave below 65504.
+
+    Remedy: have torch add up in FP32.
+
+    Source: torch's numerical accuracy notes, "Reduced Precision Reduction for FP16 and BF16 GEMMs".
+    """
+
+    code: ClassVar[str] = "MP111"
+    name: ClassVar[str] = "reduced-accumulation"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one."""
+        first = next((t for t in forward(capture, OpRole.OUTPUT) if t.amp_result in ("inf", "nan")), None)
+        if capture.device != "cuda" or first is None or first.op not in _PRODUCTS:
+            return
+        if first.amp_result == "inf" and not first.histogram.infs and largest(first) < FP16.max / 2:
+            yield self.finding(
+                "warning",
+                first.module,
+                f"{first.op} in {first.place} is infinite in FP16, though FP32 reaches {number(largest(first))} only",
+                "add up in FP32",
+                {"operation": first.op, "abs_max": first.abs_max, "limit": FP16.max / 2, "seen_in_fp16": "inf"},
+                "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False\n",
+                first.source,
+            )

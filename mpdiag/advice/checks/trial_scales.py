@@ -1,0 +1,138 @@
+"""MP601 to MP603: how the loss scale moved in the verification's runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+from mpdiag.advice.checks.check import TrialCheck
+from mpdiag.advice.checks.trials import advised
+from mpdiag.diagnosis import Advice, Finding, Trial, Verification
+
+WARM_UP = 20  # steps: while a scale that starts at 2^16 comes down, skips are no sign
+FEWEST_SKIPS = 3  # fewer cannot be told from a healthy run's rare ones, over the few hundred steps of a verification
+COLLAPSED_LOG2 = -10  # R08; DeepSpeed and Megatron stop at 1, fairseq at 1e-4 = 2^-13.3
+HALVINGS = 10  # in a row: a factor of a thousand that did not help
+
+
+def moves(trial: Trial, after: int = WARM_UP) -> tuple[int, int, int]:
+    """(steps, skips, growths) from a step on: a scale that falls means a skipped step."""
+    scales = (trial.loss_scales_log2 or ())[after:]
+    pairs = list(pairwise(scales))
+    return len(pairs), sum(b < a for a, b in pairs), sum(b > a for a, b in pairs)
+
+
+class SkipRate(TrialCheck):
+    """Many steps are skipped, after the start.
+
+    Why it is bad: a skipped step trains nothing, though its batch is used up and a schedule goes on. A healthy run
+    skips about one step for each time the scale grows.
+
+    Threshold: warning from 1 % of the steps after the first 20, error from 10 %; at least 3 skips more than the scale
+    grew.
+
+    Remedy: a smaller `init_scale`, a longer `growth_interval`; check the learning rate.
+
+    Source: NVIDIA's mixed-precision guide ("skips infrequently"); loss scales as torch.amp.GradScaler moves them.
+    """
+
+    code: ClassVar[str] = "MP601"
+    name: ClassVar[str] = "skip-rate"
+
+    def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
+        """At most one, over all seeds."""
+        runs = [moves(trial) for trial in advised(verification)]
+        steps, skips, growths = (sum(run[i] for run in runs) for i in range(3))
+        if not steps or skips - growths < FEWEST_SKIPS or skips / steps <= 0.01:
+            return
+        lower = max((advice.loss_scale.log2_scale or 0) - 2, advice.loss_scale.lower_log2 or 0)
+        yield self.finding(
+            "error" if skips / steps > 0.1 else "warning",
+            "GradScaler",
+            f"{skips} of {steps} steps after the first {WARM_UP} were skipped, and the scale grew {growths} times",
+            f"start lower (2^{lower}), let the scale grow more rarely, check the learning rate",
+            {"skipped": skips, "steps": steps, "share": skips / steps, "limit": 0.01},
+            f"torch.amp.GradScaler(init_scale=2.0**{lower}, growth_interval=10_000)\n",
+        )
+
+
+class ScaleCollapse(TrialCheck):
+    """The loss scale falls and falls.
+
+    Why it is bad: GradScaler has no lower stop. Halving does not help against an infinity that arises in the forward
+    pass, or a NaN; in the end the scale is zero and nothing trains.
+
+    Threshold: warning where the scale ends below 1; error at 2^-10 or less, or after 10 halvings in a row beyond the
+    start.
+
+    Remedy: look for the infinity in the forward pass (MP101, MP102, `--depth ops`); BF16; stop a run whose scale is
+    below 1.
+
+    Source: torch.amp.GradScaler; fairseq stops at 1e-4, DeepSpeed at 1.
+    """
+
+    code: ClassVar[str] = "MP602"
+    name: ClassVar[str] = "scale-collapse"
+
+    def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
+        """At most one, for the seed whose scale fell most."""
+        runs = [trial for trial in advised(verification) if trial.loss_scales_log2]
+        if not runs:
+            return
+        worst = min(runs, key=_final)
+        final, halvings = _final(worst), max(_halvings(worst.loss_scales_log2 or ()) for worst in runs)
+        gone = final <= COLLAPSED_LOG2 or halvings >= HALVINGS
+        if gone or final < 0:
+            row = f", after {halvings} halvings in a row" if halvings > 1 else ""
+            yield self.finding(
+                "error" if gone else "warning",
+                "GradScaler",
+                f"the loss scale ends at 2^{final:g} with seed {worst.seed}{row}: smaller gradients do not help",
+                "find what is infinite in the forward pass, or train in BF16",
+                {"final_log2_scale": final, "halvings": halvings, "limit": 0},
+                "if scaler.get_scale() < 1:\n    raise RuntimeError('the loss scale collapsed')\n",
+            )
+
+
+def _final(trial: Trial) -> float:
+    return (trial.loss_scales_log2 or (0.0,))[-1]
+
+
+def _halvings(scales: Sequence[float]) -> int:
+    """The longest row of halvings, without one that ends within the warm-up and at 1 or more."""
+    longest = row = 0
+    for step in range(1, len(scales)):
+        row = row + 1 if scales[step] < scales[step - 1] else 0
+        if step >= WARM_UP or scales[step] < 0:
+            longest = max(longest, row)
+    return longest
+
+
+class ScaleSawtooth(TrialCheck):
+    """The loss scale grows and is halved again, at regular intervals.
+
+    Why it is bad: it is not. The scale tries its upper limit once a growth interval and comes back: its equilibrium.
+
+    Threshold: information: two or more growths after the first 20 steps, and no more skips than one for each.
+
+    Remedy: none; a longer `growth_interval` saves the skipped step.
+
+    Source: NVIDIA/apex#864.
+    """
+
+    code: ClassVar[str] = "MP603"
+    name: ClassVar[str] = "scale-sawtooth"
+
+    def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
+        """At most one."""
+        runs = [moves(trial) for trial in advised(verification)]
+        skips, growths = (sum(run[i] for run in runs) for i in (1, 2))
+        if 2 <= skips <= growths:
+            yield self.finding(
+                "info",
+                "GradScaler",
+                f"the scale grew {growths} times and was halved {skips} times: it tries its limit, which is healthy",
+                "nothing; a longer growth_interval skips fewer steps",
+                {"growths": growths, "skipped": skips},
+            )

@@ -1,0 +1,48 @@
+"""`mpdiag verify RUN.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mpdiag.cli.delivery import attempted, deliver, exit_code
+from mpdiag.cli.files import apart, writable
+from mpdiag.cli.options import how_to_show, how_to_verify, where_to_run
+from mpdiag.cli.process import interrupted_once
+
+
+@click.command(short_help="Finish a saved scan here: train in mixed precision beside FP32.")
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN.json")
+@where_to_run
+@how_to_verify
+@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="PATH",
+              help="Write the JSON here instead of into RUN.json.")  # fmt: skip
+@how_to_show
+def verify(
+    run: Path, device: str, verify_steps: int, seeds: int, time_budget: float, costs: bool, largest_batch: bool,
+    memory_limit: float | None, json_path: Path | None, html_path: Path | None, plotly: str, fail_on: str,
+) -> int:  # fmt: skip
+    """Finish on this machine what RUN.json began elsewhere: the same job, seeds, loss scale and FP32 islands.
+
+    The target file is looked for where the scan found it, so run it from the same folder. What RUN.json holds of the
+    capture stays as it is; the verification in it is replaced. Writes RUN.json and the page beside it.
+    """
+    from mpdiag.api import ScanOptions, load, verify_saved
+
+    saved = load(run)
+    data = writable(json_path or run, asked=True)
+    page = writable(html_path or data.with_suffix(".html"), asked=html_path is not None)
+    plan = writable(data.with_name(f"{data.stem}.plan.json"), asked=False)
+    apart(Path(saved.target.source) if saved.target else None, data, page, plan)
+    options = ScanOptions(
+        device=device, verify_steps=verify_steps, seeds=seeds, time_budget_seconds=time_budget,
+        costs=costs, largest_batch=largest_batch or memory_limit is not None,
+        memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
+    )  # fmt: skip
+    with interrupted_once():
+        diagnosis, failure = attempted(lambda shown: verify_saved(saved, options, **shown), data)
+        deliver(diagnosis, data, page, plan, plotly)
+    if failure is not None:
+        raise failure
+    return exit_code(diagnosis, fail_on)

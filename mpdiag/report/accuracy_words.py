@@ -1,0 +1,70 @@
+"""Accuracy in sentences: did the controls fail, where does a band part from zero. Terminal and page say the same."""
+
+from __future__ import annotations
+
+from mpdiag.accuracy import ControlOutcome, CurveBand
+from mpdiag.diagnosis import Comparison, Diagnosis, Verification
+
+CONTROLS = ("fp16-unscaled", "fp16-pure")
+"""Arms expected to be worse on a job that needs care."""
+
+NOT_WORSE = "not worse, perhaps better"
+
+
+def verdict_in_words(comparison: Comparison) -> str:
+    """A comparison's verdict; one that is undecided between equal and better says so."""
+    shown = comparison.test is not None and comparison.test.noninferior
+    if comparison.verdict == "inconclusive" and shown:
+        return NOT_WORSE
+    return comparison.verdict.replace("-", " ")
+
+
+def control_sentences(diagnosis: Diagnosis) -> list[str]:
+    """One sentence a control, and what follows where none of them failed. Empty without a verification."""
+    run = diagnosis.verification
+    if run is None or not run.trials:
+        return []
+    if not run.controls and any(t.arm in CONTROLS for t in run.trials):
+        return []  # saved before their outcome was
+    told = [_control(each) for each in run.controls]
+    if not any(each.failed for each in run.controls):
+        told.append(_nothing_shown(run, diagnosis))
+    return told
+
+
+def _control(outcome: ControlOutcome) -> str:
+    if outcome.failed:
+        return f"{outcome.arm} is worse, as it should be ({outcome.why}): the test can fail on this job"
+    if outcome.failed is None:
+        return f"{outcome.arm} is undecided ({outcome.why})"
+    return f"{outcome.arm} is not worse ({outcome.why})"
+
+
+def _nothing_shown(run: Verification, diagnosis: Diagnosis) -> str:
+    steps = max(t.steps for t in run.trials)
+    begun = diagnosis.target is not None and diagnosis.target.start_from is not None
+    text = "no control failed" if run.controls else "no control was run"
+    text += f": nothing has shown that this test can fail on this job within {steps} steps"
+    if begun:
+        return f"{text} from this checkpoint"
+    return f"{text}; late in training it would sooner, from a trained state: --start-from CHECKPOINT"
+
+
+def band_sentences(bands: tuple[CurveBand, ...]) -> list[str]:
+    """Where each arm's smoothed loss is told apart from FP32's; arms of which the same holds share a sentence."""
+    by_text: dict[str, list[str]] = {}
+    for band in bands:
+        by_text.setdefault(_band(band), []).append(band.arm)
+    return [f"{', '.join(arms)}: {text}." for text, arms in by_text.items()]
+
+
+def _band(band: CurveBand) -> str:
+    if band.mean_difference is None:
+        return f"no band, because {band.reason}"
+    sure = f"{100 * (band.confidence or 0.0):.3g} % sure for all steps together, {band.seeds} seeds"
+    where = (
+        "nowhere told apart from FP32"
+        if band.first_step_outside is None
+        else f"told apart from FP32, first at step {band.first_step_outside}"
+    )
+    return f"{band.reason}; until then {where} ({sure})" if band.reason else f"{where} ({sure})"

@@ -1,0 +1,145 @@
+"""The tensor-core section: for each arm the evidence, where its kernel time went, and its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from mpdiag.costs.kernels import ArmKernels, Flops, LayerUse, WhyNot
+from mpdiag.report.html_numbers import THIN, share, value
+from mpdiag.report.tensor_core_words import answer_in_words, gain_in_words, missed
+
+WORST = 20  # layers shown before the rest folds away: a screen
+GAINS = 5  # layers named above the table: what is worth mending first
+BAR_WIDTH, BAR_HEIGHT = 560, 16
+SEGMENTS = (
+    ("yes", "on tensor cores"),
+    ("no", "not on them"),
+    ("ambiguous", "names that can be either"),
+    ("unknown", "unknown names"),
+)
+_SMALLEST = 1.0  # pixels: a part that is there is seen
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer, ready to print. css: how its answer is coloured ("good", "bad", "dim" or "")."""
+
+    layer: LayerUse
+    answer: str
+    css: str
+    rate: Markup | None
+    reasons: tuple[tuple[WhyNot, str], ...]
+
+
+@dataclass(frozen=True)
+class ArmView:
+    """What the page shows of one arm."""
+
+    arm: ArmKernels
+    bar: Markup | None
+    shares: tuple[tuple[str, str, str], ...]  # (class, what, share)
+    rate: Markup | None
+    levels: tuple[tuple[str, str, str, str], ...]  # (level, name, answer, text)
+    findings: tuple[tuple[WhyNot, str], ...]
+    gains: tuple[tuple[LayerUse, WhyNot, str], ...]
+    rows: tuple[LayerRow, ...]
+
+
+@dataclass(frozen=True)
+class TensorCoreView:
+    """The section. flops: one sentence on what was counted, None where nothing was."""
+
+    arms: tuple[ArmView, ...]
+    flops: str | None
+
+
+def tensor_core_context(kernels: Sequence[ArmKernels], flops: Flops | None, reason: str | None) -> dict[str, Any]:
+    """What templates/tensor_cores.html needs. reason: why no arm was traced, where none was."""
+    return {
+        "tensor_view": tensor_core_view(kernels, flops),
+        "tensor_view_reason": reason or "no arm was traced",
+        "tensor_segments": SEGMENTS,
+        "tensor_worst": WORST,
+    }
+
+
+def tensor_core_view(kernels: Sequence[ArmKernels], flops: Flops | None) -> TensorCoreView | None:
+    """The view of all traced arms; None where none was traced, not even in vain."""
+    if not kernels:
+        return None
+    return TensorCoreView(tuple(_arm(each) for each in kernels), _flops(flops))
+
+
+def _arm(arm: ArmKernels) -> ArmView:
+    time = arm.time
+    shown = [(css, words, time.by_class.get(css, 0.0)) for css, words in SEGMENTS] if time else []
+    levels = arm.ladder.levels if arm.ladder else ()
+    return ArmView(
+        arm=arm,
+        bar=_bar(arm.arm, shown) if time else None,
+        shares=tuple((css, words, share(part)) for css, words, part in shown),
+        rate=_rate(arm.tflops_per_s, arm.of_ceiling),
+        levels=tuple((each.level, each.name, answer_in_words(each.used), each.text) for each in levels),
+        findings=tuple((each, gain_in_words(each)) for each in arm.findings),
+        gains=tuple((layer, why, gain_in_words(why)) for layer, why in missed(arm)[:GAINS]),
+        rows=tuple(_row(layer, arm.arithmetic) for layer in arm.layers or ()),
+    )
+
+
+def _bar(arm: str, parts: Sequence[tuple[str, str, float]]) -> Markup:
+    """One horizontal bar of the arm's whole kernel time, its parts side by side."""
+    drawn, left = [], 0.0
+    for css, _, part in parts:
+        if part <= 0:
+            continue
+        width = max(_SMALLEST, part * BAR_WIDTH)
+        drawn.append(f'<rect class="tc-{css}" x="{left:.4g}" y="0" width="{width:.4g}" height="{BAR_HEIGHT}"/>')
+        left += width
+    told = ", ".join(f"{share(part)} {words}" for _, words, part in parts)
+    return Markup(
+        f'<svg class="tc-bar" viewBox="0 0 {BAR_WIDTH} {BAR_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(arm)}: {escape(told)}">{"".join(drawn)}</svg>'
+    )
+
+
+def _row(layer: LayerUse, arithmetic: str | None) -> LayerRow:
+    css = {"yes": "good", "mixed": "", "unknown": "dim"}.get(layer.tensor_cores, "")
+    if layer.tensor_cores == "no":
+        css = "dim" if arithmetic == "FP32" or any(w.gain_ms == 0 for w in layer.why_not) else "bad"
+    reasons = tuple((each, gain_in_words(each)) for each in layer.why_not)
+    return LayerRow(layer, layer.tensor_cores, css, _rate(layer.tflops_per_s, layer.of_ceiling), reasons)
+
+
+def _rate(rate: float | None, of_ceiling: float | None) -> Markup | None:
+    if rate is None:
+        return None
+    shown = value(rate, 3) + Markup(f"{THIN}TFLOP/s")
+    return shown if of_ceiling is None else shown + Markup(f", {share(of_ceiling)} of the ceiling")
+
+
+def _flops(flops: Flops | None) -> str | None:
+    if flops is None:
+        return None
+    parts = [
+        f"A step of the model is {_large(flops.model)}: "
+        f"{_large(flops.forward)} forward, {_large(flops.backward)} backward."
+    ]
+    if flops.recomputed:
+        parts.append(f"Checkpointing computes {_large(flops.recomputed)} of it a second time.")
+    if flops.corrections:
+        parts.append(f"Mended where torch's counter is wrong: {'; '.join(flops.corrections)}.")
+    parts += [f"{note[:1].upper()}{note[1:]}." for note in flops.notes if "second time" not in note]
+    if flops.uncounted:
+        parts.append(f"Without a formula, so not counted: {', '.join(flops.uncounted)}.")
+    return " ".join(parts)
+
+
+def _large(count: int) -> str:
+    for unit, name in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if count >= unit:
+            return f"{count / unit:.3g}{THIN}{name}"
+    return f"{count:,}{THIN}FLOP"

@@ -1,0 +1,51 @@
+"""Tensor cores in words: one line for the terminal, and what the page says of an arm. Plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mpdiag.costs.kernels import ArmKernels, LayerUse, WhyNot
+from mpdiag.report.html_numbers import share
+
+NOTABLE_GAIN = 0.01  # of the kernel time: a smaller gain is not worth a line
+
+
+def tensor_core_line(kernels: Sequence[ArmKernels]) -> str | None:
+    """One line on all arms: each one's share of kernel time on tensor cores; None where nothing was traced."""
+    parts = [f"{each.arm} {_of(each)}" for each in kernels if each.time is not None]
+    if not parts:
+        return None
+    doubts = sum(len(each.ladder.disagreements) for each in kernels if each.ladder)
+    tail = f"; {doubts} contradiction{'s' if doubts > 1 else ''} between the evidence" if doubts else ""
+    return f"GPU kernel time on tensor cores: {', '.join(parts)}{tail}"
+
+
+def _of(arm: ArmKernels) -> str:
+    assert arm.time is not None
+    told = share(arm.time.by_class.get("yes", 0.0))
+    unclear = arm.time.by_class.get("ambiguous", 0.0) + arm.time.by_class.get("unknown", 0.0)
+    proof = f" ({arm.ladder.reached})" if arm.ladder and arm.ladder.reached else ""
+    return told + (f" + {share(unclear)} not known" if unclear >= 0.0005 else "") + proof  # what prints as 0.1 %
+
+
+def missed(arm: ArmKernels) -> list[tuple[LayerUse, WhyNot]]:
+    """The layers with a gain worth naming, largest first."""
+    total = arm.time.total_ms if arm.time else 0.0
+    found = [(layer, why) for layer in arm.layers or () for why in layer.why_not]
+    worth = [(layer, why) for layer, why in found if (why.gain_ms or 0.0) >= NOTABLE_GAIN * total > 0]
+    return sorted(worth, key=lambda pair: -(pair[1].gain_ms or 0.0))
+
+
+def answer_in_words(answer: bool | None) -> str:
+    """A level's answer: yes, no, cannot tell."""
+    return {True: "yes", False: "no", None: "cannot tell"}[answer]
+
+
+def gain_in_words(why: WhyNot) -> str:
+    """A gain with where it is from, or why there is none."""
+    if why.gain_ms is None:
+        return why.gain_from
+    if why.gain_ms == 0:
+        return "nothing to gain"
+    amount = f"{why.gain_ms:.3g} ms" if why.gain_ms >= 0.01 else "<0.01 ms"
+    return f"{amount} a step, {why.gain_from}"

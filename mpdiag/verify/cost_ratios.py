@@ -1,0 +1,138 @@
+"""What an arm costs over what FP32 costs: ratios with intervals, and what the machine's noise allows to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mpdiag.costs.energy import EnergyUse
+from mpdiag.costs.memory import MemoryUse
+from mpdiag.costs.record import Costs
+from mpdiag.diagnosis import Comparison, Trial
+from mpdiag.verify.arms import TF32
+from mpdiag.verify.block_ratio import NARROW, block_ratios, geometric_mean, judge, noise_of, ratio_interval
+
+MEMORY_NOISE = 0.01  # the allocator rounds blocks to 512 bytes and to 2 MiB segments: exact to far less than this
+
+STEP_TIME, PEAK_MEMORY, ENERGY = "step_time_ms", "peak_memory_bytes", "energy_joules_per_sample"
+TENSOR_CORE = "tensor_core"
+REFERENCES = ("fp32-configured", TF32)  # what users may train with today: which of them decides most of a speed-up
+NOT_A_CANDIDATE = "not measured: only FP32 and the candidates for training have a run for it"
+UNITS = {STEP_TIME: "ms a step", PEAK_MEMORY: "bytes", ENERGY: "joules a sample"}
+
+
+def cost_comparisons(costs: Costs, baseline: str, arms: Sequence[str]) -> list[Comparison]:
+    """Every arm against the baseline in step time, peak memory and energy; what was not measured says why.
+
+    After these, of what was timed: the baseline against itself, and the other arms against REFERENCES.
+    """
+    found = []
+    for arm in arms:
+        if arm != baseline:
+            found += [_time(costs, baseline, arm), _memory(costs, baseline, arm), _energy(costs, baseline, arm)]
+    if costs.timing is None:
+        return found
+    timed = [each.arm for each in costs.timing.arms if each.step_time_ms is not None]
+    others = [arm for arm in timed if arm not in (baseline, *REFERENCES)]
+    pairs = [(reference, arm) for reference in REFERENCES if reference in timed for arm in others]
+    return [*found, *(_time(costs, *pair) for pair in ((baseline, costs.timing.control.arm), *pairs))]
+
+
+def _time(costs: Costs, baseline: str, arm: str) -> Comparison:
+    timing = costs.timing
+    if timing is None:
+        return _not_measured(STEP_TIME, baseline, arm, costs.timing_reason)
+    times = {each.arm: each for each in (*timing.arms, timing.control)}
+    mine, theirs = times.get(arm), times.get(baseline)
+    if mine is None or theirs is None or mine.step_time_ms is None or theirs.step_time_ms is None:
+        return _not_measured(STEP_TIME, baseline, arm, (mine and mine.reason) or "this arm was not timed")
+    ratios = block_ratios(mine, theirs)
+    interval = ratio_interval(ratios)
+    reason = costs.shared or noise_of(timing)
+    verdict = "inconclusive"
+    if interval is None:
+        reason = reason or f"{len(ratios)} paired block(s): no interval"
+    elif reason is None:
+        verdict = judge(interval)
+    value = geometric_mean(ratios) if ratios else mine.step_time_ms / theirs.step_time_ms
+    return Comparison(
+        STEP_TIME, UNITS[STEP_TIME], baseline, arm, theirs.step_time_ms, mine.step_time_ms, value, interval, NARROW, 1,
+        verdict, reason, True,
+    )  # fmt: skip
+
+
+def _memory(costs: Costs, baseline: str, arm: str) -> Comparison:
+    uses: dict[str, MemoryUse] = {use.arm: use for use in costs.memory}
+    mine, theirs = uses.get(arm), uses.get(baseline)
+    if mine is None or theirs is None or not mine.peak_allocated_bytes or not theirs.peak_allocated_bytes:
+        reason = next((use.reason for use in (mine, theirs) if use is not None and use.reason), costs.memory_reason)
+        reason = reason or NOT_A_CANDIDATE
+        return _not_measured(PEAK_MEMORY, baseline, arm, reason)
+    ratio = mine.peak_allocated_bytes / theirs.peak_allocated_bytes
+    verdict = "equivalent" if abs(ratio - 1) <= MEMORY_NOISE else "better" if ratio < 1 else "worse"
+    return Comparison(
+        PEAK_MEMORY, UNITS[PEAK_MEMORY], baseline, arm, theirs.peak_allocated_bytes, mine.peak_allocated_bytes, ratio,
+        None, MEMORY_NOISE, 1, verdict, "the allocator's peak in a process of its own", True,
+    )  # fmt: skip
+
+
+def _energy(costs: Costs, baseline: str, arm: str) -> Comparison:
+    uses: dict[str, EnergyUse] = {use.arm: use for use in costs.energy}
+    mine, theirs = uses.get(arm), uses.get(baseline)
+    if mine is None or theirs is None or not mine.joules_per_sample or not theirs.joules_per_sample:
+        reason = next((use.reason for use in (mine, theirs) if use is not None and use.reason), costs.energy_reason)
+        reason = reason or NOT_A_CANDIDATE
+        return _not_measured(ENERGY, baseline, arm, reason)
+    ratio = mine.joules_per_sample / theirs.joules_per_sample
+    interval = None
+    if mine.interval and theirs.interval:  # the arms' own intervals at their worst: wider than a paired one
+        interval = (mine.interval[0] / theirs.interval[1], mine.interval[1] / theirs.interval[0])
+    verdict = judge(interval) if interval else "inconclusive"
+    reason = None if interval else "one window an arm gives no interval"
+    return Comparison(
+        ENERGY, UNITS[ENERGY], baseline, arm, theirs.joules_per_sample, mine.joules_per_sample, ratio, interval,
+        NARROW, 1, verdict, reason, True,
+    )  # fmt: skip
+
+
+def _not_measured(quantity: str, baseline: str, arm: str, reason: str | None) -> Comparison:
+    return Comparison(
+        quantity, UNITS[quantity], baseline, arm, None, None, None, None, None, 0, "not-measured",
+        reason or "not measured", True,
+    )  # fmt: skip
+
+
+def with_costs(trials: Sequence[Trial], costs: Costs) -> list[Trial]:
+    """The trials, the first of each arm with what its arm costs; the others say that costs are measured once."""
+    times = {each.arm: each for each in (costs.timing.arms if costs.timing else ())}
+    memory = {each.arm: each for each in costs.memory}
+    energy = {each.arm: each for each in costs.energy}
+    pipes = {each.arm: each for each in costs.gpm}
+    seen: set[str] = set()
+    found = []
+    for trial in trials:
+        if trial.arm in seen:
+            found.append(trial)
+            continue
+        seen.add(trial.arm)
+        time, peak = times.get(trial.arm), memory.get(trial.arm)
+        joules, pipe = energy.get(trial.arm), pipes.get(trial.arm)
+        made = replace(
+            trial,
+            step_time_ms=time.step_time_ms if time else None,
+            step_time_iqr_ms=time.iqr_ms if time else None,
+            timed_steps=time.steps if time and time.steps else None,
+            peak_memory_bytes=peak.peak_allocated_bytes if peak else None,
+            tensor_core=pipe.gpm if pipe else None,
+            energy_joules_per_sample=joules.joules_per_sample if joules else None,
+        )
+        reasons = {
+            STEP_TIME: (time.reason if time else None) or costs.timing_reason,
+            PEAK_MEMORY: (peak.reason if peak else None) or costs.memory_reason,
+            ENERGY: (joules.reason if joules else None) or costs.energy_reason,
+            TENSOR_CORE: (pipe.reason if pipe else None) or costs.gpm_reason,
+        }
+        missing = {key: why or NOT_A_CANDIDATE for key, why in reasons.items() if getattr(made, key) is None}
+        kept = {key: why for key, why in trial.not_measured.items() if key not in reasons}
+        found.append(replace(made, not_measured=kept | missing))
+    return found

@@ -1,0 +1,159 @@
+"""The paired test: margin, 90 % interval, verdict, one-sided bound, power and the seeds it would take.
+
+Two one-sided t tests at 5 % each (TOST, Schuirmann 1987): the 90 % interval of the mean paired difference inside the
+margin means equivalent. A difference that merely fails to show is never called "same". The t interval takes the
+differences for about normal; with three seeds nothing in the data could tell.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SEED_SHARE = 0.5  # margin in units of the spread between FP32 seeds: half of what a new seed changes anyway
+SEED_SURE = 0.95  # confidence that the spread between seeds is no smaller than taken
+LOSS_FLOOR = 0.001  # of the FP32 loss: below a thousandth nobody looks
+METRIC_FLOOR = 0.005  # of the FP32 metric: half a point of accuracy
+MARGIN_CAP = 0.02  # of the FP32 value: beyond 2 % nobody calls two runs equal, however far apart the seeds are
+ENOUGH_POWER = 0.8  # the usual planning value: four equal pairs of arms in five are found equivalent
+MOST_SEEDS = 100  # nobody trains more often than that to try a precision
+QUANTILES = 500  # of the spread's distribution, to average power over; error below 0.001
+
+
+@dataclass(frozen=True)
+class Margin:
+    """What counts as equal. value: absolute, >= 0. words: the rule behind it. seed_noise: SD between FP32 seeds.
+
+    beyond: >= value; only past it an arm is called worse or better. at(n): what the rule would give with n seeds, if
+    the seeds went on scattering so.
+    """
+
+    value: float
+    beyond: float
+    words: str
+    seed_noise: float | None
+    at: Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdict (equivalent, better, worse, inconclusive) and the figures behind it; see accuracy.PairedTest."""
+
+    verdict: str
+    interval: tuple[float, float] | None
+    noninferior: bool | None = None
+    upper_bound: float | None = None
+    spread: float | None = None
+
+
+def margin_for(baseline: Sequence[float], scale: float, floor: float, asked: float | None = None) -> Margin:
+    """The margin from the FP32 runs' values (one a distinct seed) alone; `asked` is the user's own, which goes first.
+
+    Half the standard deviation between seeds, which n seeds know only roughly: of few seeds it is often too large
+    (half of the time with many), and an arm that is worse by exactly half the true spread would then pass in 30 to 45 %
+    of all verifications instead of 5 % (tests/test_power.py). So the lower 95 % bound of it is taken, s times
+    sqrt((n - 1) / chi2(0.95, n - 1)): 0.58 s with three seeds, 0.65 s with five, 0.71 s with eight. To be called worse
+    (or better) an arm has to be beyond half of s itself; in between lies "inconclusive". Capped and floored at shares
+    of `scale`, the mean magnitude of the FP32 values. `floor`: LOSS_FLOOR or METRIC_FLOOR.
+    """
+    noise = statistics.stdev(baseline) if len(baseline) > 1 else None
+    if asked is not None:
+        return Margin(asked, asked, "your own", noise, lambda _: asked)
+    least, most = floor * scale, MARGIN_CAP * scale
+
+    def within(spread: float) -> float:
+        return max(min(SEED_SHARE * spread, most), least)
+
+    def at(count: int) -> float:
+        return within((noise or 0.0) * _surely(count)) if count > 1 else least
+
+    value = at(len(baseline))
+    words = f"half the spread between {len(baseline)} FP32 seeds, the lower 95 % bound of it"
+    if value == least:
+        words = f"{floor * 100:g} % of FP32's value, the least there is"
+    elif value == most:
+        words = f"{MARGIN_CAP * 100:g} % of FP32's value, the most there is"
+    return Margin(value, within(noise or 0.0), words, noise, at)
+
+
+@functools.cache
+def _surely(count: int) -> float:
+    """The lower confidence bound of a standard deviation, in units of its estimate from `count` values."""
+    from scipy.stats import chi2  # half a second to import, so only where it is used
+
+    return math.sqrt((count - 1) / float(chi2.ppf(SEED_SURE, count - 1)))
+
+
+def judge(differences: Sequence[float], margin: float, lower_is_better: bool, beyond: float | None = None) -> Judgement:
+    """The verdict on paired differences (candidate less baseline, finite, at least one).
+
+    Equivalent within `margin`; worse or better past `beyond` (None: past the margin too).
+    """
+    beyond = margin if beyond is None else beyond
+    if len(differences) < 2:
+        return Judgement("inconclusive", None)
+    low, high = interval = _interval(differences)
+    harm = high if lower_is_better else -low
+    spread = statistics.stdev(differences)
+    inside = low == high == 0 or (-margin < low and high < margin)  # equal to the bit is equal by any margin
+    if inside:
+        verdict = "equivalent"
+    elif low >= beyond or high <= -beyond:
+        verdict = "worse" if (low > 0) == lower_is_better else "better"
+    else:
+        verdict = "inconclusive"
+    return Judgement(verdict, interval, inside or harm < margin, harm, spread)
+
+
+def _interval(differences: Sequence[float]) -> tuple[float, float]:
+    """The 90 % confidence interval of the mean, from Student's t."""
+    half = _t(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    mean = statistics.fmean(differences)
+    return mean - half, mean + half
+
+
+@functools.cache
+def _t(freedom: int) -> float:
+    """Student's t at 95 %."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.95, freedom))
+
+
+def power(seeds: int, spread: float, margin: float, true_difference: float = 0.0) -> float:
+    """How often the test says "equivalent": exact for normal differences of this spread (standard deviation).
+
+    The mean of the differences is normal and their estimated spread an independent chi; given that spread the answer is
+    a difference of two normal probabilities, which is averaged over the spread's quantiles.
+    """
+    import numpy as np
+    from scipy.stats import chi2, norm
+
+    if spread == 0:
+        return float(abs(true_difference) < margin)
+    at = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    estimated = spread * np.sqrt(chi2.ppf(at, seeds - 1) / (seeds - 1))
+    error = spread / math.sqrt(seeds)
+    room = np.maximum(margin - _t(seeds - 1) * estimated / math.sqrt(seeds), 0.0)
+    inside = norm.cdf((room - true_difference) / error) - norm.cdf((-room - true_difference) / error)
+    return float(inside.mean())
+
+
+def seeds_needed(judgement: Judgement, margin: Margin) -> int | None:
+    """With how many seeds an undecided test would probably say "equivalent"; None where no hundred would do.
+
+    The spread is taken as seen, the true difference as the point of the 90 % interval that is nearest to zero: the mean
+    of three differences is mostly noise, and planning with it would follow the noise.
+    """
+    if judgement.interval is None or judgement.spread is None:
+        return None
+    low, high = judgement.interval
+    nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+    spread = judgement.spread
+    counts = range(2, MOST_SEEDS + 1)
+    found = bisect.bisect_left(counts, ENOUGH_POWER, key=lambda n: power(n, spread, margin.at(n), nearest))
+    return counts[found] if found < len(counts) else None

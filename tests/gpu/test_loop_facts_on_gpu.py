@@ -1,0 +1,39 @@
+"""The facts of a training loop are the same on a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # --import-mode=importlib adds no folder for neighbours
+
+import planted_costs  # noqa: F401 # these two enter their jobs into the tables of planted_faults
+import planted_loops  # noqa: F401
+from planted_faults import HEALTHY, PLANTS
+
+from mpdiag.capture.loop_facts import observe_loop
+
+pytestmark = pytest.mark.gpu
+LOOPS = sorted(name for name in PLANTS if name.startswith("MP5"))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_planted_loop_has_the_same_facts_on_a_gpu(name):
+    job = PLANTS[name].build()
+    start = job.start(0, 1)
+    there, there_largest = observe_loop(job, start, torch.device("cuda"))
+    here, here_largest = observe_loop(job, start, torch.device("cpu"))
+    assert [(e.what, e.source) for e in there.events] == [(e.what, e.source) for e in here.events]
+    assert (there.trainable, there.layers, there.half_norms) == (here.trainable, here.layers, here.half_norms)
+    assert [(g.kind, g.dtype, g.state) for g in there.groups] == [(g.kind, g.dtype, g.state) for g in here.groups]
+    assert there_largest == here_largest
+
+
+def test_a_fused_optimizer_is_seen_as_one_on_a_gpu():
+    job = HEALTHY["a_fused_optimizer"].build()
+    facts, _ = observe_loop(job, job.start(0, 1), torch.device("cuda"))
+    assert facts.groups[0].fused
+    assert facts.events_reason is None

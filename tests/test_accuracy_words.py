@@ -1,0 +1,170 @@
+"""Accuracy in words and in the band's picture: what the controls showed, where an arm is told apart from FP32."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+import report_samples as samples
+from report_samples import comparison
+
+from mpdiag.accuracy import ControlOutcome, CurveBand, PairedTest
+from mpdiag.diagnosis import Diagnosis
+from mpdiag.report.accuracy_words import band_sentences, control_sentences, verdict_in_words
+from mpdiag.report.curve_bands import band_curves
+from mpdiag.report.digest import comparison_line, digest_of
+from mpdiag.report.html import render
+
+FAILED = ControlOutcome("fp16-pure", True, "loss +0.3, margin 0.1")
+EQUAL = ControlOutcome("fp16-unscaled", False, "loss equivalent")
+UNDECIDED = ControlOutcome("fp16-unscaled", None, "loss +0.1, margin 0.2, needs about 9 seeds")
+ORDER = {"fp32": 0, "fp16": 1, "fp16-pure": 2}
+
+
+def verified(*controls: ControlOutcome, start_from: str | None = None, **more: Any) -> Diagnosis:
+    full = samples.full()
+    assert full.verification is not None
+    assert full.target is not None
+    run = replace(full.verification, controls=controls, **more)
+    return replace(full, verification=run, target=replace(full.target, start_from=start_from))
+
+
+def text(*controls: ControlOutcome, **more: Any) -> str:
+    return "; ".join(control_sentences(verified(*controls, **more)))
+
+
+# the controls
+
+
+def test_a_control_that_failed_shows_that_the_test_can():
+    assert text(FAILED) == (
+        "fp16-pure is worse, as it should be (loss +0.3, margin 0.1): the test can fail on this job"
+    )
+
+
+def test_one_control_that_failed_is_enough():
+    assert text(EQUAL, FAILED).startswith("fp16-unscaled is not worse (loss equivalent); fp16-pure is worse")
+    assert "nothing has shown" not in text(EQUAL, FAILED)
+
+
+@pytest.mark.parametrize("control", [EQUAL, UNDECIDED])
+def test_where_no_control_failed_it_is_said_plainly_and_where_one_would(control):
+    assert "no control failed: nothing has shown that this test can fail on this job within 100 steps" in text(control)
+    assert text(control).endswith("--start-from CHECKPOINT")
+
+
+def test_a_scan_that_began_late_in_training_is_not_sent_there_again():
+    said = text(EQUAL, start_from="late.pt")
+    assert said.endswith("nothing has shown that this test can fail on this job within 100 steps from this checkpoint")
+
+
+def test_where_no_control_was_run_nothing_was_shown_either():
+    full = samples.full().verification
+    assert full is not None
+    trained = tuple(t for t in full.trials if t.arm in ("fp32", "fp16"))
+    assert text(trials=trained).startswith("no control was run: nothing has shown")
+
+
+def test_a_scan_saved_before_outcomes_were_says_nothing_about_them():
+    assert text() == ""
+
+
+def test_without_a_verification_there_is_nothing_to_say():
+    assert control_sentences(samples.minimal()) == []
+
+
+def test_terminal_and_page_say_the_same_about_the_controls():
+    diagnosis = verified(EQUAL)
+    said = control_sentences(diagnosis)
+    assert dict(digest_of(diagnosis).why)["controls"] == "; ".join(said)
+    page = render(diagnosis, plotly="none")
+    assert "Can this test fail?" in page
+    assert said[0] in page
+    assert said[1][1:] in page
+
+
+# a comparison
+
+
+def test_undecided_between_equal_and_better_is_said_to_be_not_worse():
+    shown = comparison("fp16", verdict="inconclusive", test=PairedTest("r", True))
+    assert verdict_in_words(shown) == "not worse, perhaps better"
+    assert verdict_in_words(comparison("fp16", verdict="inconclusive", test=PairedTest("r", False))) == "inconclusive"
+    assert verdict_in_words(comparison("fp16", verdict="not-measured")) == "not measured"
+    assert verdict_in_words(comparison("fp16", test=PairedTest("r", True))) == "equivalent"
+
+
+def test_an_undecided_comparison_says_how_much_the_pairs_scatter():
+    test = PairedTest("r", False, 0.75, 2.8, 2.0, 70, 1.0)
+    line = comparison_line(comparison("fp16", verdict="inconclusive", reason="needs about 70 seeds", test=test))[1]
+    assert line.endswith(": inconclusive, needs about 70 seeds; the differences of the pairs scatter by 2.8 margins")
+
+
+def test_what_to_do_next_takes_the_seeds_from_the_test_not_from_its_words():
+    test = PairedTest("r", False, 0.75, 2.8, 2.0, 70, 1.0)
+    undecided = comparison("fp16", verdict="inconclusive", reason="in other words", test=test)
+    diagnosis = verified(FAILED, verdict="inconclusive", comparisons=(undecided,))
+    assert "scan again with --seeds 70" in digest_of(diagnosis).next_steps
+
+
+def test_the_page_lists_the_tests_with_their_margins_rule():
+    page = render(samples.full(), plotly="none")
+    assert "The paired tests (4)" in page
+    assert "half the spread between 3 FP32 seeds, the lower 95 % bound of it" in page
+
+
+# the band
+
+
+def band(arm: str = "fp16", at: int | None = None, scale: float = 1.0, **more: Any) -> CurveBand:
+    low, mean, high = ((-scale,) * 3, (0.0, 0.0, 0.5 * scale), (scale,) * 3)
+    return replace(CurveBand(arm, 5, (1, 2, 3), mean, low, high, 0.9375, 1, at), **more)
+
+
+def test_a_band_says_where_an_arm_is_told_apart_and_how_sure_that_is():
+    assert band_sentences((band(), band("bf16", at=40))) == [
+        "fp16: nowhere told apart from FP32 (93.8 % sure for all steps together, 5 seeds).",
+        "bf16: told apart from FP32, first at step 40 (93.8 % sure for all steps together, 5 seeds).",
+    ]
+
+
+def test_arms_of_which_the_same_holds_share_a_sentence():
+    missing = [CurveBand(arm, 1, reason="it takes 3 distinct seeds") for arm in ("fp16", "bf16")]
+    assert band_sentences(tuple(missing)) == ["fp16, bf16: no band, because it takes 3 distinct seeds."]
+
+
+def test_a_band_that_ends_early_says_so():
+    said = band_sentences((band(reason="ends after step 3"),))[0]
+    assert said.startswith("fp16: ends after step 3; until then nowhere told apart from FP32 (93.8 % sure")
+
+
+def test_every_arm_with_a_band_is_drawn_and_a_control_without_its_area():
+    drawn = band_curves((band(), band("fp16-pure", scale=9.0)), ORDER, ("fp16-pure",), 0.5)
+    assert drawn is not None
+    assert drawn.count('class="band band-1"') == 1
+    assert 'class="band band-2"' not in drawn
+    assert 'class="line arm-2"' in drawn
+    assert drawn.count('class="margin"') == 2
+
+
+def test_a_control_far_away_does_not_squash_the_others():
+    alone = band_curves((band(),), ORDER, ("fp16-pure",), None)
+    beside = band_curves((band(), band("fp16-pure", scale=1e6)), ORDER, ("fp16-pure",), None)
+    assert alone is not None
+    assert beside is not None
+    assert alone.split("<g ")[0] == beside.split("<g ")[0]  # the axes
+
+
+@pytest.mark.parametrize(
+    "bands",
+    [(), (CurveBand("fp16", 1, reason="r"),), (band(scale=0.0),)],
+    ids=["none", "an arm without", "bit-identical"],
+)
+def test_nothing_to_draw_is_no_picture(bands):
+    assert band_curves(bands, ORDER, (), 0.5) is None

@@ -1,0 +1,176 @@
+"""Costs against FP32's: which record a ratio comes from, its interval and verdict, and every reason there is none."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+from arm_samples import trial
+
+from mpdiag.costs.energy import EnergyUse
+from mpdiag.costs.gpu import GpuSharing
+from mpdiag.costs.memory import MemoryUse
+from mpdiag.costs.record import Costs
+from mpdiag.costs.tensor_cores import GpmEvidence
+from mpdiag.costs.timing import ArmTime, Timing
+from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME, cost_comparisons, with_costs
+
+GB = 10**9
+
+
+def time(arm, *blocks, reason=None):
+    ms = blocks[0] if blocks else None
+    return ArmTime(arm, arm, ms, (9.0, 11.0) if ms else None, ms, blocks, 10 * len(blocks), reason=reason)
+
+
+def timing(*arms, control=(10.0, 10.1, 10.0)):
+    return Timing(arms, time("again", *control), 32, 3, True, 1.0)
+
+
+def joules(arm, value, interval=None, reason=None):
+    return EnergyUse(arm, value, interval, None, 3, 15.0, None, reason)
+
+
+def measured(**changed):
+    whole = Costs(
+        timing=timing(time("fp32", 10.0, 10.1, 9.9), time("fp16", 5.0, 5.1, 4.9), time("tf32", 7.0, 7.0, 7.0)),
+        memory=(MemoryUse("fp32", "FP32", 8 * GB, 9 * GB), MemoryUse("fp16", "FP16", 6 * GB, 7 * GB)),
+        energy=(joules("fp32", 0.5, (0.49, 0.51)), joules("fp16", 0.2, (0.19, 0.21))),
+        gpm=(GpmEvidence("fp16", True, 0.3, 0.4, 0.38, 0.04, 6.0, {"any_tensor": 0.3, "sm": 0.75}),),
+    )
+    return replace(whole, **changed)
+
+
+def of(costs, quantity, arm="fp16"):
+    return next(c for c in cost_comparisons(costs, "fp32", ["fp32", arm]) if c.quantity == quantity)
+
+
+def test_a_step_time_ratio_is_the_geometric_mean_of_paired_blocks_with_its_interval():
+    found = of(measured(), STEP_TIME)
+    assert found.difference == pytest.approx(0.5, rel=0.01)
+    assert found.interval[0] < found.difference < found.interval[1] < 0.6
+    assert (found.verdict, found.reason, found.is_ratio) == ("better", None, True)
+    assert (found.baseline_value, found.candidate_value) == (10.0, 5.0)
+
+
+def test_an_arm_that_is_only_timed_has_a_step_time_and_reasons_for_the_rest():
+    assert of(measured(), STEP_TIME, "tf32").verdict == "better"
+    assert of(measured(memory_reason="not one of the arms"), PEAK_MEMORY, "tf32").reason == "not one of the arms"
+
+
+def test_a_noisy_machine_decides_nothing_and_shows_the_ratio():
+    arms = measured().timing.arms
+    found = of(measured(timing=timing(*arms, control=(10.6, 10.7, 10.5))), STEP_TIME)
+    assert found.verdict == "inconclusive"
+    assert found.difference == pytest.approx(0.5, rel=0.01)
+    assert "FP32 against itself reads x1.06" in found.reason
+
+
+def test_a_busy_gpu_decides_nothing_about_time():
+    busy = GpuSharing(1, 0.4, True, 2.5, "rule", "the GPU was busy with other work before this run")
+    found = of(measured(sharing=busy), STEP_TIME)
+    assert (found.verdict, found.reason) == ("inconclusive", busy.reason)
+
+
+def test_two_paired_blocks_give_no_interval_and_no_verdict():
+    lost = timing(time("fp32", 10.0, 10.0, 10.0), time("fp16", 5.0, None, 5.0))
+    found = of(measured(timing=lost), STEP_TIME)
+    assert (found.verdict, found.interval) == ("inconclusive", None)
+    assert "2 paired block(s)" in found.reason
+
+
+def test_an_arm_that_failed_has_its_error():
+    failed = timing(time("fp32", 10.0, 10.0, 10.0), time("fp16", reason="RuntimeError: no kernel"))
+    found = of(measured(timing=failed), STEP_TIME)
+    assert (found.verdict, found.reason, found.difference) == ("not-measured", "RuntimeError: no kernel", None)
+
+
+def against(costs, baseline):
+    found = cost_comparisons(costs, "fp32", ["fp32", "fp16"])
+    return {c.candidate: c for c in found if c.quantity == STEP_TIME and c.baseline == baseline}
+
+
+def test_what_was_timed_is_also_compared_with_what_users_may_have_now():
+    arms = (*measured().timing.arms, time("fp32-configured", 8.0, 8.0, 8.0))
+    costs = measured(timing=timing(*arms))
+    assert against(costs, "tf32").keys() == {"fp16"}  # the references are not held against one another
+    assert against(costs, "tf32")["fp16"].difference == pytest.approx(5 / 7, rel=0.01)
+    assert against(costs, "fp32-configured")["fp16"].difference == pytest.approx(5 / 8, rel=0.01)
+    assert against(costs, "tf32")["fp16"].verdict == "better"
+
+
+def test_a_reference_that_was_not_timed_is_not_compared_with():
+    assert against(measured(timing=timing(*measured().timing.arms[:2])), "tf32") == {}
+    assert against(Costs.absent("no GPU"), "fp32")["fp16"].verdict == "not-measured"
+
+
+def test_the_baseline_against_itself_is_a_comparison_too():
+    found = against(measured(), "fp32")["again"]
+    assert found.interval[0] < found.difference < found.interval[1]
+    assert (found.verdict, found.difference) == ("equivalent", pytest.approx(1.0, abs=0.02))
+    noisy = against(measured(timing=timing(*measured().timing.arms, control=(10.6, 10.7, 10.5))), "fp32")["again"]
+    assert noisy.verdict == "inconclusive"
+
+
+def test_peak_memory_is_the_allocators_and_exact():
+    found = of(measured(), PEAK_MEMORY)
+    assert (found.difference, found.verdict, found.baseline_value) == (0.75, "better", 8 * GB)
+
+
+@pytest.mark.parametrize(("peak", "verdict"), [(7.95, "equivalent"), (8.2, "worse"), (7.8, "better")])
+def test_memory_within_one_percent_is_equal(peak, verdict):
+    memory = (MemoryUse("fp32", "FP32", 8 * GB, 9 * GB), MemoryUse("fp16", "FP16", int(peak * GB), 9 * GB))
+    assert of(measured(memory=memory), PEAK_MEMORY).verdict == verdict
+
+
+def test_memory_that_a_child_could_not_measure_has_the_childs_reason():
+    memory = (MemoryUse("fp32", "FP32", 8 * GB), MemoryUse.absent("fp16", "FP16", "was killed by SIGKILL"))
+    found = of(measured(memory=memory), PEAK_MEMORY)
+    assert (found.verdict, found.reason) == ("not-measured", "was killed by SIGKILL")
+
+
+def test_energy_has_the_interval_of_both_arms_at_their_worst():
+    found = of(measured(), ENERGY)
+    assert found.difference == pytest.approx(0.4)
+    assert found.interval == (pytest.approx(0.19 / 0.51), pytest.approx(0.21 / 0.49))
+    assert found.verdict == "better"
+
+
+def test_one_window_of_energy_decides_nothing():
+    energy = (joules("fp32", 0.5), joules("fp16", 0.2))
+    found = of(measured(energy=energy), ENERGY)
+    assert (found.verdict, found.interval) == ("inconclusive", None)
+    assert "one window" in found.reason
+
+
+def test_energy_without_a_counter_says_why():
+    energy = (joules("fp32", None, reason="no energy counter"), joules("fp16", None, reason="no energy counter"))
+    assert of(measured(energy=energy), ENERGY).reason == "no energy counter"
+
+
+def test_nothing_measured_is_never_a_number():
+    for quantity in (STEP_TIME, PEAK_MEMORY, ENERGY):
+        found = of(Costs.absent("needs a CUDA GPU"), quantity)
+        numbers = (found.baseline_value, found.candidate_value, found.difference, found.interval, found.margin)
+        assert (found.verdict, found.reason, found.seeds, numbers) == (
+            "not-measured",
+            "needs a CUDA GPU",
+            0,
+            (None,) * 5,
+        )
+
+
+def test_the_first_trial_of_an_arm_carries_what_its_arm_costs():
+    first, second = with_costs([trial("fp16", 0), trial("fp16", 1)], measured())
+    assert (first.step_time_ms, first.peak_memory_bytes, first.energy_joules_per_sample) == (5.0, 6 * GB, 0.2)
+    assert (first.tensor_core, first.timed_steps) == ({"any_tensor": 0.3, "sm": 0.75}, 30)
+    assert second.step_time_ms is None
+
+
+def test_what_an_arm_lacks_has_its_reason_in_the_trial():
+    costs = measured(gpm_reason="no GPM", memory=(MemoryUse.absent("fp32", "FP32", "crashed"),))
+    (found,) = with_costs([trial("fp32", 0, not_measured={"step_time_ms": "old", "metric": "none"})], costs)
+    assert found.not_measured == {"metric": "none", "peak_memory_bytes": "crashed", "tensor_core": "no GPM"}

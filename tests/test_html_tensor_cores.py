@@ -1,0 +1,138 @@
+"""The page's section on tensor cores, and the terminal's line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+from kernel_samples import FLOPS, FP16, LAYERS, ODD, TIME, UNTRACED
+
+from mpdiag.costs.kernels import ArmKernels, Flops, WhyNot
+from mpdiag.report.html import _environment
+from mpdiag.report.html_tensor_cores import WORST, tensor_core_context, tensor_core_view
+from mpdiag.report.tensor_core_words import gain_in_words, missed, tensor_core_line
+from mpdiag.saved import _plain, _typed
+
+THIN = "\u202f"
+
+
+def page(*arms: ArmKernels, flops: Flops | None = FLOPS, reason: str | None = None) -> str:
+    return _environment().get_template("tensor_cores.html").render(**tensor_core_context(arms, flops, reason))
+
+
+def text(source: str) -> str:
+    return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", " ", source))
+
+
+def test_the_claim_stands_with_its_level_and_the_contradiction_under_it():
+    shown = text(page(FP16))
+    assert "E4 : 70.0% of GPU kernel time in kernels known as tensor-core." in shown
+    assert "E4 says yes and E3 &lt;reads&gt; nothing" in shown
+    assert "E1 hardware counters by type cannot tell refused" in shown
+
+
+def test_the_bar_has_a_part_for_each_class_that_is_there_and_says_all_in_words():
+    bar = str(tensor_core_view([FP16], None).arms[0].bar)
+    widths = {css: float(w) for css, w in re.findall(r'class="tc-(\w+)"[^>]* width="([\d.]+)"', bar)}
+    assert widths == {"yes": 392, "no": 112, "unknown": 56}
+    assert f"FP16: 70.0{THIN}% on tensor cores, 20.0{THIN}% not on them, 0{THIN}% names that can be either" in bar
+
+
+def test_a_part_too_small_for_a_pixel_is_still_seen():
+    arm = dataclasses.replace(FP16, time=dataclasses.replace(TIME, by_class={"yes": 1e-5, "no": 1 - 1e-5}))
+    assert 'class="tc-yes" x="0" y="0" width="1"' in str(tensor_core_view([arm], None).arms[0].bar)
+
+
+def test_layers_are_rows_with_their_answer_rate_reason_and_gain():
+    shown = text(page(FP16))
+    assert "blocks. 0. &lt;/script&gt; Linear 1 2 30.0" in shown
+    assert f"350{THIN}TFLOP/s, 58.0{THIN}% of the ceiling" in shown
+    assert "7x9x8 takes 9 us alone, 3 us as 8x16x8. pad vocab : 0.5 ms a step, measured" in shown
+    assert "3 input channels. nothing: not measured" in shown
+    assert "it multiplies no matrices. leave it: nothing to gain" in shown
+
+
+def test_layers_worth_mending_are_named_above_the_table():
+    assert missed(FP16) == [(LAYERS[0], ODD)]
+    assert "Layers worth mending: blocks." in text(page(FP16))
+    assert missed(dataclasses.replace(FP16, time=dataclasses.replace(TIME, total_ms=1000.0))) == []
+
+
+def test_nothing_from_the_record_becomes_markup():
+    source = page(FP16)
+    assert "</script>" not in source
+    assert "nvjet_&lt;b&gt;" in source
+
+
+def test_more_layers_than_a_screen_fold_away():
+    many = tuple(dataclasses.replace(LAYERS[0], name=f"l{i}") for i in range(WORST + 5))
+    assert "5 more" in text(page(dataclasses.replace(FP16, layers=many)))
+    assert "more</summary>" not in page(FP16)
+
+
+def test_flops_say_what_was_counted_mended_and_left_out():
+    shown = text(page(FP16))
+    assert f"A step of the model is 3{THIN}TFLOP: 1{THIN}TFLOP forward, 2{THIN}TFLOP backward." in shown
+    assert f"Checkpointing computes 1{THIN}GFLOP of it a second time." in shown
+    assert "Mended where torch&#39;s counter is wrong: recurrent layers: 5. A note." in shown
+    assert "Without a formula, so not counted: my.op." in shown
+
+
+def test_an_arm_that_was_not_traced_gives_its_reason_and_no_number():
+    shown = text(page(UNTRACED, flops=None))
+    assert "not measured : needs a CUDA GPU" in shown
+    assert "%" not in shown.split("How to read")[0]
+
+
+def test_a_page_without_arms_gives_the_reason():
+    assert tensor_core_view([], None) is None
+    assert "not measured : no GPU here" in text(page(reason="no GPU here"))
+
+
+def test_a_compiled_arm_says_why_it_has_no_layers():
+    arm = dataclasses.replace(FP16, layers=None, layers_reason="it is compiled")
+    assert "Layers: it is compiled." in text(page(arm))
+
+
+@pytest.mark.parametrize(
+    ("gain", "source", "words"),
+    [
+        (0.0, "formula", "nothing to gain"),
+        (1.234, "measured", "1.23 ms a step, measured"),
+        (0.0001, "measured", "<0.01 ms a step, measured"),
+        (None, "not measured: no time", "not measured: no time"),
+    ],
+)
+def test_a_gain_says_how_it_is_known(gain, source, words):
+    assert gain_in_words(WhyNot("x", "", "", gain, source)) == words
+
+
+def line(**changes: Any) -> str | None:
+    return tensor_core_line([dataclasses.replace(FP16, **changes)])
+
+
+def test_the_terminals_line_names_each_arm_its_share_and_level():
+    assert tensor_core_line([FP16]) == (
+        f"GPU kernel time on tensor cores: FP16 70.0{THIN}% + 10.0{THIN}% not known (E4); "
+        "1 contradiction between the evidence"
+    )
+    assert line(ladder=None) == f"GPU kernel time on tensor cores: FP16 70.0{THIN}% + 10.0{THIN}% not known"
+
+
+def test_the_terminal_says_nothing_where_nothing_was_traced():
+    assert line(time=None) is None
+    assert tensor_core_line([]) is None
+
+
+@pytest.mark.parametrize("record", [FP16, UNTRACED, FLOPS])
+def test_every_record_comes_back_from_its_json(record):
+    text_of = json.dumps(_plain(dataclasses.asdict(record)))
+    assert _typed(type(record), json.loads(text_of)) == record

@@ -1,0 +1,249 @@
+"""One answer from all comparisons, and whether the controls failed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+from arm_samples import SCALE, judged, trial
+
+from mpdiag.accuracy import ControlOutcome, PairedTest
+from mpdiag.diagnosis import Advice, Comparison, Finding, Trial
+from mpdiag.verify.controls import control_outcomes
+from mpdiag.verify.verdict import decide, train_with
+
+FINDING = Finding("MP101", "activation-overflow", "error", "head", "too large", {}, "keep it in FP32")
+SEEDS = (0, 1, 2)
+RUNS = tuple(replace(trial(arm, s, [1.0] * 100), emulated=False) for s in SEEDS for arm in ("fp32", "fp16", "bf16"))
+
+
+def decided(
+    *comparisons: Comparison, findings: tuple[Finding, ...] = (), trials: Sequence[Trial] = RUNS
+) -> tuple[str, str]:
+    return decide(Advice("FP16", SCALE, findings), trials, comparisons)
+
+
+def test_fp16_equal_to_fp32_is_a_go():
+    verdict, reason = decided(judged("fp16", "equivalent"))
+    assert (verdict, reason) == (
+        "go",
+        "FP16 with the recommended loss scale equals FP32 over 100 steps and 3 seeds",
+    )
+
+
+def test_a_better_metric_beside_an_equal_loss_is_a_go():
+    assert decided(judged("fp16", "equivalent"), judged("fp16", "better", "accuracy"))[0] == "go"
+
+
+def test_one_worse_quantity_outweighs_the_equal_ones():
+    metric_lost = (judged("fp16", "equivalent"), judged("fp16", "worse", "accuracy"))
+    assert decided(*metric_lost, judged("bf16", "worse"))[0] == "no-go"
+
+
+def test_an_error_makes_a_go_a_go_with_changes_and_is_named():
+    verdict, reason = decided(judged("fp16", "equivalent"), findings=(FINDING,))
+    assert verdict == "go-with-changes"
+    assert "MP101 has to be mended first" in reason
+
+
+@pytest.mark.parametrize("severity", ["warning", "info"])
+def test_a_finding_that_is_no_error_leaves_a_go_a_go(severity):
+    assert decided(judged("fp16", "equivalent"), findings=(replace(FINDING, severity=severity),))[0] == "go"
+
+
+def test_bf16_is_the_way_out_where_fp16_is_worse():
+    verdict, reason = decided(judged("fp16", "worse"), judged("bf16", "equivalent"))
+    assert verdict == "go-with-changes"
+    assert reason.startswith("train in BF16, which equals FP32 over 100 steps and 3 seeds; FP16 is worse (")
+    assert reason.endswith("(loss differs by +0.25, margin 0.05)")
+
+
+def test_fp16_and_bf16_both_worse_is_a_no_go():
+    verdict, reason = decided(judged("fp16", "worse"), judged("bf16", "worse"))
+    assert verdict == "no-go"
+    assert reason.startswith("neither FP16 nor BF16 keeps up with FP32")
+
+
+@pytest.mark.parametrize("others", [(), (judged("bf16", "inconclusive"),)])
+def test_fp16_worse_and_bf16_undecided_is_inconclusive(others):
+    verdict, reason = decided(judged("fp16", "worse"), *others)
+    assert verdict == "inconclusive"
+    assert reason.endswith("BF16 is undecided")
+
+
+def test_an_undecided_fp16_is_inconclusive_and_says_why():
+    verdict, reason = decided(judged("fp16", "inconclusive", reason="needs about 9 seeds"))
+    assert verdict == "inconclusive"
+    assert reason == (
+        "FP16 against FP32 over 100 steps and 3 seeds is undecided: "
+        "loss differs by +0.25, margin 0.05, needs about 9 seeds"
+    )
+
+
+def test_an_undecided_fp16_beside_an_equal_bf16_says_so():
+    reason = decided(judged("fp16", "inconclusive"), judged("bf16", "equivalent"))[1]
+    assert reason.endswith("margin 0.05. BF16 equals FP32")
+
+
+def test_a_failed_run_gives_its_reason():
+    failed = judged("fp16", "worse", reason="the run failed: boom", difference=None, interval=None)
+    assert decided(failed, judged("bf16", "worse"))[1].endswith(
+        "over 100 steps and 3 seeds (loss: the run failed: boom)"
+    )
+    assert "(loss: the run failed: boom)" in decided(failed)[1]
+
+
+def test_an_undecided_quantity_without_a_difference_gives_its_reason():
+    none = judged("fp16", "inconclusive", reason="the FP32 baseline is not finite", difference=None, interval=None)
+    assert decided(none)[1].endswith(" is undecided: loss: the FP32 baseline is not finite")
+
+
+def test_without_a_comparison_of_fp16_nothing_is_decided():
+    verdict, reason = decided(trials=())
+    assert verdict == "inconclusive"
+    assert "it was not run" in reason
+
+
+def test_a_cost_never_decides_the_verdict():
+    assert decided(judged("fp16", "equivalent"), judged("fp16", "worse", "step_time_ms", difference=2.0))[0] == "go"
+    assert decided(judged("fp16", "better", "step_time_ms", difference=0.5))[0] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ratio", "interval", "words"),
+    [
+        ("better", 0.5, (0.4, 0.625), "; 2.00x as fast (1.60 to 2.50)"),
+        ("better", 0.5, None, "; 2.00x as fast"),
+        ("worse", 1.25, (1.25, 2.0), "; slower, 0.80x the speed (0.50 to 0.80)"),
+        ("equivalent", 1.01, (0.99, 1.02), "; no faster and no slower"),
+        ("inconclusive", 1.28, (0.9, 1.8), "; step time x1.28, undecided"),
+    ],
+)
+def test_a_go_says_what_it_gains(verdict, ratio, interval, words):
+    cost = judged("fp16", verdict, "step_time_ms", difference=ratio, interval=interval)
+    assert decided(judged("fp16", "equivalent"), cost)[1].endswith(words)
+
+
+def test_a_gain_over_other_settings_than_the_baselines_is_not_the_verdicts():
+    over_tf32 = replace(judged("fp16", "better", "step_time_ms", difference=0.7), baseline="tf32")
+    assert "as fast" not in decided(judged("fp16", "equivalent"), over_tf32)[1]
+
+
+def test_a_go_says_what_memory_it_takes():
+    cost = judged("fp16", "better", "peak_memory_bytes", difference=0.642)
+    assert decided(judged("fp16", "equivalent"), cost)[1].endswith("; 0.64x the memory")
+
+
+def test_an_emulated_run_says_so():
+    runs = [replace(t, emulated=True) for t in RUNS]
+    reason = decided(judged("fp16", "equivalent"), trials=runs)[1]
+    assert reason.startswith("FP16 (emulated CUDA policy) with the recommended")
+
+
+def test_one_seed_is_written_without_an_s():
+    reason = decided(judged("fp16", "equivalent"), trials=RUNS[:3])[1]
+    assert reason.endswith("over 100 steps and 1 seed")
+
+
+def test_the_steps_that_bf16_equals_fp32_over_are_bf16s_own():
+    runs = [replace(t, steps=2, losses=t.losses[:2], error="boom") if t.arm == "fp16" else t for t in RUNS]
+    failed = judged("fp16", "worse", reason="the run failed: boom", difference=None, interval=None)
+    reason = decided(failed, judged("bf16", "equivalent"), trials=runs)[1]
+    assert reason.startswith("train in BF16, which equals FP32 over 100 steps and 3 seeds")
+
+
+# not worse is enough
+
+
+def not_worse(arm: str, quantity: str = "loss") -> Comparison:
+    """Undecided between equal and better."""
+    return judged(arm, "inconclusive", quantity, difference=-0.25, test=PairedTest("a rule", noninferior=True))
+
+
+def test_an_fp16_that_is_not_worse_by_the_margin_is_a_go_and_says_no_more_than_that():
+    verdict, reason = decided(not_worse("fp16"))
+    assert verdict == "go"
+    assert reason == "FP16 with the recommended loss scale is not worse than FP32 over 100 steps and 3 seeds"
+    assert train_with([not_worse("fp16")]) == "fp16"
+
+
+def test_equal_in_one_quantity_and_not_worse_in_another_is_not_worse():
+    assert "is not worse than FP32" in decided(judged("fp16", "equivalent"), not_worse("fp16", "accuracy"))[1]
+
+
+def test_an_undecided_quantity_beside_one_that_is_not_worse_is_undecided_and_the_one_named():
+    undecided = judged("fp16", "inconclusive", "accuracy", "needs about 9 seeds", test=PairedTest("r", False))
+    verdict, reason = decided(not_worse("fp16"), undecided)
+    assert (verdict, train_with([not_worse("fp16"), undecided])) == ("inconclusive", None)
+    assert "undecided: accuracy differs by" in reason
+
+
+def test_bf16_that_is_not_worse_is_the_way_out_too():
+    verdict, reason = decided(judged("fp16", "worse"), not_worse("bf16"))
+    assert verdict == "go-with-changes"
+    assert reason.startswith("train in BF16, which is not worse than FP32 over 100 steps and 3 seeds; FP16 is worse (")
+
+
+def test_a_loss_that_is_not_finite_is_said_so():
+    broken = judged("fp16", "worse", reason="not finite at step 3 of seed 0, while FP32 is", difference=None)
+    assert "(loss not finite at step 3 of seed 0, while FP32 is)" in decided(broken)[1]
+
+
+def test_ratios_of_any_name_decide_nothing():
+    other = judged("fp16", "worse", "samples_per_second", difference=0.5, is_ratio=True)
+    assert decided(judged("fp16", "equivalent"), other)[0] == "go"
+
+
+# the controls
+
+
+def test_a_control_that_is_worse_has_failed_and_says_by_how_much():
+    found = control_outcomes([judged("fp16-pure", "worse"), judged("fp16", "worse")])
+    assert found == (ControlOutcome("fp16-pure", True, "loss +0.25, margin 0.05"),)
+
+
+def test_a_control_that_is_worse_in_its_metric_alone_has_failed():
+    about = [judged("fp16-pure", "equivalent"), judged("fp16-pure", "worse", "top_1", difference=-0.1)]
+    assert control_outcomes(about) == (ControlOutcome("fp16-pure", True, "top 1 -0.1, margin 0.05"),)
+
+
+def test_a_control_whose_loss_is_not_finite_has_failed():
+    reason = "not finite at step 3 of seed 0, while FP32 is"
+    (found,) = control_outcomes([judged("fp16-pure", "worse", reason=reason, difference=None)])
+    assert (found.failed, found.why) == (True, f"loss: {reason}")
+
+
+def test_a_control_that_crashed_says_nothing_about_the_test():
+    crashed = judged("fp16-pure", "worse", reason="the run failed: no kernel for Half", difference=None)
+    (found,) = control_outcomes([crashed])
+    assert (found.failed, found.why) == (None, "loss: the run failed: no kernel for Half")
+
+
+def test_a_control_that_is_equivalent_has_not_failed():
+    about = [judged("fp16-unscaled", "equivalent"), judged("fp16-unscaled", "better", "accuracy")]
+    assert control_outcomes(about) == (ControlOutcome("fp16-unscaled", False, "loss equivalent, accuracy better"),)
+
+
+def test_a_control_that_is_not_worse_by_the_margin_has_not_failed():
+    (found,) = control_outcomes([not_worse("fp16-unscaled")])
+    assert (found.failed, found.why) == (False, "loss not worse")
+
+
+def test_an_undecided_control_has_not_shown_anything():
+    (found,) = control_outcomes([judged("fp16-unscaled", "inconclusive", reason="needs about 9 seeds")])
+    assert (found.failed, found.why) == (None, "loss +0.25, margin 0.05, needs about 9 seeds")
+
+
+def test_only_controls_that_were_run_have_an_outcome_and_costs_say_nothing_about_them():
+    cost = judged("fp16-pure", "worse", "step_time_ms", difference=2.0, is_ratio=True)
+    assert control_outcomes([judged("fp16", "worse"), cost]) == ()
+    assert [c.arm for c in control_outcomes([judged("fp16-pure", "worse"), judged("fp16-unscaled", "worse")])] == [
+        "fp16-unscaled",
+        "fp16-pure",
+    ]

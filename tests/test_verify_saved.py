@@ -1,0 +1,104 @@
+"""Finishing a saved scan: the same job, seed, scale and islands; what changed since is said, another model refused."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import mpdiag
+from mpdiag.api import verify_saved
+from mpdiag.cli.verify import verify
+from mpdiag.errors import UsageError
+
+MODEL = """
+import torch
+WIDTH = {width}
+def build_model():
+    return torch.nn.Sequential(torch.nn.Linear(8, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, 1))
+def build_optimizer(model):
+    return torch.optim.SGD(model.parameters(), lr={lr})
+def train_batches():
+    return [(torch.randn(16, 8), torch.randn(16, 1)) for _ in range(4)]
+def compute_loss(model, batch):
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
+"""
+
+
+@pytest.fixture
+def target(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.py"
+    path.write_text(MODEL.format(width=4, lr=0.1))
+    return path
+
+
+def scanned(**options):
+    return mpdiag.scan("model.py", device="cpu", steps=3, seed=5, verify=False, **options)
+
+
+def test_a_scan_without_verification_is_finished_with_its_own_seed(target):
+    saved = scanned()
+    found = verify_saved(saved, device="cpu", verify_steps=6, seeds=2)
+    assert {trial.seed for trial in found.verification.trials} == {5, 6}
+    assert found.capture == saved.capture
+    assert found.advice.loss_scale == saved.advice.loss_scale
+    assert found.reason is None
+
+
+def test_it_gives_what_the_whole_scan_would_have_given(target):
+    whole = mpdiag.scan("model.py", device="cpu", steps=3, seed=5, verify_steps=6, seeds=2)
+    found = verify_saved(scanned(), device="cpu", verify_steps=6, seeds=2)
+    assert found.verification.trials == whole.verification.trials
+    assert found.verification.prediction == whole.verification.prediction
+
+
+def test_the_command_writes_into_the_run_and_draws_its_page(target):
+    from mpdiag.saved import to_json
+
+    target.with_name("run.json").write_text(to_json(scanned()))
+    result = CliRunner().invoke(verify, ["run.json", "--device", "cpu", "--verify-steps", "6", "--seeds", "2"])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert json.loads(target.with_name("run.json").read_text())["verification"]["trials"]
+    assert "<html" in target.with_name("run.html").read_text()
+
+
+def test_another_json_leaves_the_run_as_it_was(target):
+    from mpdiag.saved import to_json
+
+    before = to_json(scanned())
+    target.with_name("run.json").write_text(before)
+    options = ["run.json", "--device", "cpu", "--verify-steps", "6", "--seeds", "2", "--json", "other.json"]
+    CliRunner().invoke(verify, options)
+    assert target.with_name("run.json").read_text() == before
+    assert json.loads(target.with_name("other.json").read_text())["verification"]["trials"]
+
+
+def test_a_model_of_another_size_is_refused(target):
+    saved = scanned()
+    target.write_text(MODEL.format(width=5, lr=0.1))
+    with pytest.raises(UsageError) as raised:
+        verify_saved(saved, device="cpu")
+    assert raised.value.slug == "target-changed"
+    assert "51 parameters" in raised.value.message
+    assert "41" in raised.value.message
+
+
+def test_another_optimizer_is_said(target):
+    saved = scanned()
+    target.write_text(MODEL.format(width=4, lr=0.2))
+    found = verify_saved(saved, device="cpu", verify_steps=6, seeds=2)
+    assert "verified with optimizer SGD(lr=0.2), scanned with SGD(lr=0.1)" in found.target.notes
+
+
+def test_a_run_without_a_capture_cannot_be_verified(target):
+    from dataclasses import replace
+
+    with pytest.raises(UsageError) as raised:
+        verify_saved(replace(scanned(), capture=None))
+    assert raised.value.slug == "nothing-to-verify"
+
+
+def test_an_attribute_that_was_named_is_found_again(target):
+    target.write_text(MODEL.format(width=4, lr=0.1).replace("build_model", "small"))
+    saved = mpdiag.scan("model.py:small", device="cpu", steps=3, verify=False)
+    assert verify_saved(saved, device="cpu", verify_steps=6, seeds=2).verification.trials
