@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Trial
+from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Environment, Trial
 from mpdiag.foretold import Prediction
 from mpdiag.operations import NOT_OBSERVED, OpRole
 from mpdiag.report.accuracy_words import control_sentences, verdict_in_words
@@ -60,16 +60,25 @@ def verdict_of(diagnosis: Diagnosis) -> tuple[str, str]:
     return "none", "not verified: mixed precision was not run"
 
 
+DATA = "data: "  # a note on where the target's data come from, not on what was left undone
+
+
 def _heading(diagnosis: Diagnosis) -> list[str]:
     lines = []
     target, environment = diagnosis.target, diagnosis.environment
-    where = environment.gpu or f"CPU ({environment.cpu_threads} threads)"
     if target is not None:
         lines.append(f"{target.source} · {target.parameters:,} parameters · {target.optimizer}")
-    lines.append(f"{where} · torch {environment.torch} · mpdiag {environment.mpdiag}")
+        lines += [note for note in target.notes if note.startswith(DATA)]
+    lines.append(_machine(environment))
     if diagnosis.capture is not None:
-        lines.append(_observed(diagnosis.capture))
+        elsewhere = f", on another machine: {_machine(diagnosis.captured_on)}" if diagnosis.captured_on else ""
+        lines.append(_observed(diagnosis.capture) + elsewhere)
     return lines
+
+
+def _machine(environment: Environment) -> str:
+    where = environment.gpu or f"CPU ({environment.cpu_threads} threads)"
+    return f"{where} · torch {environment.torch} · mpdiag {environment.mpdiag}"
 
 
 def _observed(capture: Capture) -> str:
@@ -180,6 +189,9 @@ def _next_steps(diagnosis: Diagnosis) -> list[str]:
     return list(dict.fromkeys(steps))
 
 
+MANY_SEEDS = 20  # more than anyone runs; a later stage of training, where seeds scatter less, decides sooner
+
+
 def _more_seeds(diagnosis: Diagnosis) -> list[str]:
     """What would decide an undecided verification."""
     run = diagnosis.verification
@@ -187,6 +199,11 @@ def _more_seeds(diagnosis: Diagnosis) -> list[str]:
         return []
     found = [c.test.seeds_needed for c in run.comparisons if c.candidate == "fp16" and c.test]
     needed = max((n for n in found if n is not None), default=None)
+    if found and (needed is None or needed > MANY_SEEDS):
+        return [
+            "the seeds scatter too widely at this stage of training: scan again with more --verify-steps and a longer "
+            "--time-budget, or from a trained state with --start-from CHECKPOINT"
+        ]
     return [f"scan again with --seeds {needed}"] if needed else []
 
 
@@ -210,13 +227,18 @@ def _not_done(diagnosis: Diagnosis, hidden: int) -> list[str]:
                 + ", ".join(capture.not_seen)
             )
     if diagnosis.target is not None:
-        lines += diagnosis.target.notes
+        lines += [note for note in diagnosis.target.notes if not note.startswith(DATA)]
     if verification is None:
         lines.append("verification: mixed precision was not run")
         return lines
     lines += verification.cut
-    lines += _unmeasured(verification.trials)
+    # a stage that was cut has said why already
+    lines += [line for line in _unmeasured(verification.trials) if not any(_cause(line) in cut for cut in lines)]
     return lines
+
+
+def _cause(line: str) -> str:
+    return line.partition(": ")[2].removeprefix("not measured: ")
 
 
 def _unmeasured(trials: tuple[Trial, ...]) -> list[str]:

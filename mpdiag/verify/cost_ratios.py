@@ -17,7 +17,7 @@ MEMORY_NOISE = 0.01  # the allocator rounds blocks to 512 bytes and to 2 MiB seg
 STEP_TIME, PEAK_MEMORY, ENERGY = "step_time_ms", "peak_memory_bytes", "energy_joules_per_sample"
 TENSOR_CORE = "tensor_core"
 REFERENCES = ("fp32-configured", TF32)  # what users may train with today: which of them decides most of a speed-up
-NOT_A_CANDIDATE = "not measured: only FP32 and the candidates for training have a run for it"
+NOT_A_CANDIDATE = "only FP32 and the candidates for training have a run for it"
 UNITS = {STEP_TIME: "ms a step", PEAK_MEMORY: "bytes", ENERGY: "joules a sample"}
 
 

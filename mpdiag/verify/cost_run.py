@@ -120,8 +120,8 @@ class CostRun:
         left = self._left()
         if left >= needs_seconds:
             return None
-        why = f"not measured: it takes about {needs_seconds:.0f} s, the time budget had {max(left, 0.0):.0f} s left"
-        self.cut.append(f"{what}: {why}")
+        why = f"it takes about {needs_seconds:.0f} s, the time budget had {max(left, 0.0):.0f} s left"
+        self.cut.append(f"{what}: not measured, {why}")
         return why
 
     def _unpaired(self) -> dict[str, Precision]:
@@ -141,7 +141,7 @@ class CostRun:
         try:
             found = tuple(self._memory.result().values())
         except (MpdiagError, OSError, RuntimeError) as error:
-            self._keep(memory_reason=f"not measured: {safe_text(error)}")
+            self._keep(memory_reason=safe_text(error))
             return
         self._keep(memory=found, memory_reason=None)
 
@@ -177,9 +177,9 @@ class CostRun:
                 start = smaller
                 self.cut.append(f"costs: measured on half the batch for all arms, because arm {error.arm} did not fit")
             except MpdiagError as error:
-                self._keep(timing_reason=f"not measured: {error.message}")
+                self._keep(timing_reason=error.message)
                 return
-        self._keep(timing_reason="not measured: the arms do not fit in memory at any batch size")
+        self._keep(timing_reason="the arms do not fit in memory at any batch size")
 
     def _time(self, fleet: Fleet, report: Report) -> None:
         share = max(LEAST_TIMING_SECONDS, TIMING_SHARE * self._left())
@@ -205,7 +205,7 @@ class CostRun:
             return
         windows = windows_of_arms(names, fleet.ready, self.device, seconds, rounds, report)
         pipes = () if calibration is None else gpm_from(windows, calibration)
-        reason = None if pipes else "not measured: the counters were not calibrated"
+        reason = None if pipes else "the counters were not calibrated"
         self._keep(
             energy=energy_from(windows), energy_reason=None, gpm=pipes, gpm_reason=reason, sharing=windows.sharing
         )

@@ -52,7 +52,7 @@ class VerificationRun:
     prediction_reason: str | None = "not measured: the verification ended before it"
     costs: CostRun | None = None
     halvings: int = 0
-    missing: str = "not measured: the verification ended before it"
+    missing: str = "the verification ended before it"
 
     def record(self, interrupted: bool = False) -> Verification:
         """What has been found so far, judged; an interrupted run is inconclusive."""

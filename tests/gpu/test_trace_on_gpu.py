@@ -59,7 +59,7 @@ def test_a_16_bit_linear_model_runs_on_tensor_cores_in_its_type(gpu, precision, 
         "0": ("yes", dtype),
         "2": ("yes", dtype),
     }
-    assert found.time.by_class["yes"] > 0.3
+    assert found.time.by_class["yes"] > 0.1  # the optimizer, in FP32, takes most of so small a step
     assert found.time.by_class["unknown"] < 0.01
     assert max(found.time.tensor_by_dtype, key=found.time.tensor_by_dtype.get) == dtype
     assert all(layer.forward_ms > 0 and layer.backward_ms > 0 for layer in products(found))
