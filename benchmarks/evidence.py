@@ -33,6 +33,7 @@ def make(out: Path, parts: list[str]) -> None:
 
 
 def index(out: Path) -> None:
+    there = lambda name: (out / f"{name}.json").exists()
     lines = [
         "# Evidence",
         "",
@@ -50,9 +51,11 @@ def index(out: Path) -> None:
         lines.append(
             f"| [{name}]({name}.html) ([JSON]({name}.json)) | {on} | {d.created} | `{command}` | {verdict}: {reason} |"
         )
-    lines += ["", *(f"- [{name}.md]({name}.md): {about}" for name, (_, about) in PAGES.items()), ""]
+    if (out / "paper.md").exists():
+        lines += ["", "- [paper.md](paper.md): the paper's kinds of jobs again, by `python benchmarks/paper.py`."]
+    lines += ["", *(f"- [{name}.md]({name}.md): {about}" for name, (_, about) in PAGES.items() if there(name)), ""]
     (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
-    for name, (page, _) in PAGES.items():
+    for name, (page, _) in ((n, p) for n, p in PAGES.items() if there(n)):
         (out / f"{name}.md").write_text(page(json.loads((out / f"{name}.json").read_text())), encoding="utf-8")
 
 

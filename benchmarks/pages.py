@@ -229,11 +229,43 @@ def prediction_page(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def harness_page(record: dict[str, Any]) -> str:
+    machine, reach = record["environment"], record["reach"]
+    on = (
+        f"{machine['gpu']}, driver {machine['driver']}"
+        if machine["gpu"]
+        else f"a CPU, {machine['cpu_threads']} threads"
+    )
+    lines = [
+        "# What mpdiag's training loop costs",
+        "",
+        f"`{record['command']}` on {on}, torch {machine['torch']}.",
+        "",
+        "The loop that mpdiag verifies and times with, against the AMP recipe written by hand: the same model, batches, "
+        "optimizer and precision, in blocks that take turns. Ratio: geometric mean over rounds with its 95 % interval. "
+        f"Reach: within {reach - 1:.0%}.",
+        "",
+        "| job | precision | by hand, ms a step | mpdiag / by hand | by hand / itself | rounds | within reach |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in record["rows"]:
+        low, high = row["ratio_interval"]
+        again = row["control_interval"]
+        within = "yes" if 2 - reach < low and high < reach else "no"
+        lines.append(
+            f"| {row['subject']} | {row['precision']} | {row['step_ms']['by hand']:.2f} | {row['ratio']:.4f} "
+            f"({low:.4f} to {high:.4f}) | {row['control']:.4f} ({again[0]:.4f} to {again[1]:.4f}) | {row['rounds']} | "
+            f"{within} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 PAGES = {
     "emulation": (emulation_page, "the emulated CUDA autocast policy against the real one."),
     "count_kernel": (kernel_page, "the counting kernel against the read ceiling of the card."),
     "capture": (capture_page, "what observing costs a training step, beside other tools."),
     "prediction": (prediction_page, "what FP32 foretells of FP16, tensor by tensor, on seventeen kinds of model."),
     "loss_scale": (loss_scale_page, "the recommended loss scale against other policies, on eleven jobs."),
+    "harness": (harness_page, "what mpdiag's own training loop costs beside one written by hand."),
 }
 """Name of the benchmark, of its JSON and of its page -> the page and what it is about."""

@@ -10,9 +10,9 @@ initialisation show none of the paper's failures, late ones can. JSONs go to rep
 tensors, which would be most of their size, and paper.md is made from them alone.
 
 --seconds: a job's allowance, by default 100 (a GPT has more, a small job less). 45 % are the time budget of the first
-scan, 15 % are for training, 35 % are the late scan's, which trains its arms with all of it; starting the processes comes
-on top. What mpdiag cut to keep its budget is named on the page. While a late scan runs, the next
-job is already in training.
+scan, 15 % are for training, 35 % are the late scan's, which trains its arms with all of it; starting the processes
+comes on top. What mpdiag cut to keep its budget is named on the page. While a late scan runs, the next job is already
+in training.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def environment(job: PaperJob) -> Iterator[None]:
 
 # scanning
 
-# mpdiag's own command line in a process of its own, with one thing set before it starts: FP32 means IEEE FP32 here, as in
-# the paper, so the arm "as configured" (TF32 in convolutions) would only cost time.
+# mpdiag's own command line in a process of its own, with one thing set before it starts: FP32 means IEEE FP32 here, as
+# in the paper, so the arm "as configured" (TF32 in convolutions) would only cost time.
 SCAN = """
 import sys
 import torch
