@@ -241,9 +241,9 @@ def harness_page(record: dict[str, Any]) -> str:
         "",
         f"`{record['command']}` on {on}, torch {machine['torch']}.",
         "",
-        "The loop that mpdiag verifies and times with, against the AMP recipe written by hand: the same model, batches, "
-        "optimizer and precision, in blocks that take turns. Ratio: geometric mean over rounds with its 95 % interval. "
-        f"Reach: within {reach - 1:.0%}.",
+        "The loop that mpdiag verifies and times with, against the AMP recipe written by hand: the same model, "
+        "batches, optimizer and precision, in blocks that take turns. Ratio: geometric mean over rounds with its 95 % "
+        f"interval. Reach: within {reach - 1:.0%}.",
         "",
         "| job | precision | by hand, ms a step | mpdiag / by hand | by hand / itself | rounds | within reach |",
         "| --- | --- | --- | --- | --- | --- | --- |",

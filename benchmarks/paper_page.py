@@ -38,6 +38,11 @@ COLUMNS = (
 )
 
 
+def missing(reason: str | None) -> str:
+    """Why a figure is not there, said once."""
+    return f"{MISSING}: {(reason or 'not in the JSON').removeprefix(f'{MISSING}: ')}"
+
+
 def page(records: dict[str, Record]) -> str:
     """The page for the records by the names of their files: NAME, NAME-late, NAME-training."""
     rows, said, cut = [], [], []
@@ -163,7 +168,7 @@ def _cost(record: Record, quantity: str) -> str:
     )
     ratio = _number(found.get("difference"))
     if ratio is None:
-        return f"{MISSING}: {found.get('reason') or 'not in the JSON'}"
+        return missing(found.get("reason"))
     text = f"{ratio:.2f}"
     ends = [_number(end) for end in found.get("interval") or []]
     if len(ends) == 2 and None not in ends:
@@ -185,7 +190,7 @@ def _largest(record: Record) -> str:
     if all(figures):
         return " to ".join(figures)
     why = next((e["reason"] for e in found.values() if e.get("reason")), costs.get("largest_batch_reason"))
-    return f"{MISSING}: {why or 'not in the JSON'}"
+    return missing(why)
 
 
 def _batch(entry: Record) -> str:
