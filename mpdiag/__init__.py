@@ -1,6 +1,7 @@
 """mpdiag: may this PyTorch job train in mixed precision, what breaks, what is gained?
 
-`scan(target)` gives a Diagnosis, `load(path)` reads a saved one, `frame(diagnosis)` has its tensors as a DataFrame;
+`scan(target)` gives a Diagnosis, `load(path)` reads a saved one, `verify_saved(path)` finishes one on this machine,
+`frame(diagnosis)` has its tensors as a DataFrame;
 `apply(model, plan)` keeps the modules of a plan.json in FP32 under autocast.
 Importing this package does not import torch.
 """
@@ -12,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from mpdiag.version import __version__
 
 if TYPE_CHECKING:
-    from mpdiag.api import ScanOptions, frame, load, scan
+    from mpdiag.api import ScanOptions, frame, load, scan, verify_saved
     from mpdiag.diagnosis import Diagnosis
     from mpdiag.production import apply
 
-__all__ = ["Diagnosis", "ScanOptions", "__version__", "apply", "frame", "load", "scan"]
+__all__ = ["Diagnosis", "ScanOptions", "__version__", "apply", "frame", "load", "scan", "verify_saved"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("scan", "load", "frame", "ScanOptions"):
+    if name in ("scan", "verify_saved", "load", "frame", "ScanOptions"):
         import mpdiag.api
 
         return getattr(mpdiag.api, name)
