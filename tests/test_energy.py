@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +21,15 @@ from mpdiag import saved
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.tensor_cores import BodyReading, Calibration
 from mpdiag.errors import UserCodeError
-from mpdiag.measure.energy import energy_from, energy_of_arms, gpm_from, interval_of_mean, windows_of_arms
+from mpdiag.measure.energy import ROUNDS, SECONDS, energy_from, gpm_from, interval_of_mean, windows_of_arms
 
 CPU = torch.device("cpu")
 IDLE_WATTS = 70.0
 CALIBRATED = Calibration((BodyReading("FP16 matmul", 0.5),), True, 0.04, 0.02, 0.86, "rule")
+
+
+def energy_of_arms(runs, device, seconds=SECONDS, rounds=ROUNDS):
+    return energy_from(windows_of_arms(tuple(runs), lambda name: nullcontext(runs[name]), device, seconds, rounds))
 
 
 class FakeRun:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -46,18 +46,6 @@ class ArmWindows:
     sharing: GpuSharing
     failures: dict[str, str]
     needs: str | None = None
-
-
-def energy_of_arms(
-    runs: dict[str, SteadyRun], device: torch.device, seconds_per_window: float = SECONDS, rounds: int = ROUNDS
-) -> tuple[EnergyUse, ...]:
-    """Joules a sample of every arm. All are warm and in memory, and nothing else of this process uses the GPU."""
-
-    @contextmanager
-    def ready(name: str) -> Iterator[SteadyRun]:
-        yield runs[name]
-
-    return energy_from(windows_of_arms(tuple(runs), ready, device, seconds_per_window, rounds))
 
 
 def windows_of_arms(
