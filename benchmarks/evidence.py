@@ -17,7 +17,9 @@ from pathlib import Path
 from pages import PAGES
 
 from mpdiag import load
+from mpdiag.advice.configs import configs_for
 from mpdiag.report.digest import verdict_of
+from mpdiag.report.html import render
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ("digits_cnn", "char_gpt")
@@ -45,6 +47,8 @@ def index(out: Path) -> None:
     ]
     for name in EXAMPLES:
         d = load(out / f"{name}.json")
+        page = render(d, plotly="none", configs=configs_for(d))
+        (out / f"{name}.html").write_text(page, encoding="utf-8")  # as this version draws it
         on = f"{d.environment.gpu}, driver {d.environment.driver}, torch {d.environment.torch}"
         verdict, reason = verdict_of(d)
         command = f"mpdiag scan examples/{name}.py --plotly none"

@@ -362,3 +362,16 @@ def test_a_ratio_is_never_drawn_from_a_comparison_that_was_not_measured():
     fp16 = next(each for each in rows if each.arm == "fp16")
     assert (fp16.drawing, [cell.shown for cell in fp16.ratios]) == (None, [None] * 3)
     assert math.isclose(forest.axis_for([]).high, forest.LEAST)
+
+
+def test_the_first_screen_has_the_step_time_where_it_was_measured() -> None:
+    from mpdiag.report.html_summary import boxes
+
+    (box,) = [each for each in boxes(measured()) if each.title.startswith("Step time")]
+    (ratio,) = [
+        c for c in measured().verification.comparisons if (c.baseline, c.candidate) == ("fp32", "fp16")
+        and c.quantity == "step_time_ms"
+    ]  # fmt: skip
+    assert f"{ratio.baseline_value:.3g}" in box.value
+    assert f"{ratio.difference:.3g}" in box.lines[0]
+    assert [each.title for each in boxes(samples.full())][2].startswith("Peak memory")

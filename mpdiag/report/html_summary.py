@@ -53,11 +53,12 @@ def why_no_advice(diagnosis: Diagnosis) -> str:
 
 
 def boxes(diagnosis: Diagnosis) -> list[Box]:
-    """Loss scale, gradients lost, peak memory, accuracy: in this order, always four."""
+    """Loss scale, gradients lost, step time where it was measured, peak memory, accuracy: in this order."""
     scale = diagnosis.advice.loss_scale if diagnosis.advice else None
     return [
         _scale_box(scale, diagnosis),
         _lost_box(scale, diagnosis),
+        *_time_boxes(diagnosis),
         _memory_box(diagnosis),
         _accuracy_box(diagnosis),
     ]
@@ -108,18 +109,40 @@ def _energy(scale: LossScaleAdvice) -> Markup:
     return Markup("{} → {} of the squared norm").format(before, after)
 
 
+def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
+    """Where nothing was timed there is no box: memory's says why already."""
+    found = _cost(diagnosis, "step_time_ms")
+    timed = diagnosis.verification is not None and diagnosis.verification.costs.timing is not None
+    if not timed or found is None or found.baseline_value is None or found.candidate_value is None:
+        return []
+    shown = Markup("{} → {}").format(f"{found.baseline_value:.3g}", f"{found.candidate_value:.3g}\u202fms")
+    between = interval(found)
+    lines = [Markup("×\u202f{}").format(f"{found.difference:.3g}") if found.difference is not None else None]
+    lines.append(Markup("95\u202f% interval {}").format(between) if between else None)
+    lines.append(Markup("{}").format(TIME_WORDS.get(found.verdict, found.verdict)))
+    return [Box("Step time, FP32 → FP16", shown, tuple(x for x in lines if x), href="#speed")]
+
+
+TIME_WORDS = {"better": "faster", "worse": "slower", "equivalent": "no difference", "inconclusive": "undecided"}
+
+
+def _cost(diagnosis: Diagnosis, quantity_name: str) -> Comparison | None:
+    """FP16 against FP32 in one cost."""
+    comparisons = diagnosis.verification.comparisons if diagnosis.verification else ()
+    mine = (c for c in comparisons if c.quantity == quantity_name and (c.baseline, c.candidate) == ("fp32", "fp16"))
+    return next(mine, None)
+
+
 def _memory_box(diagnosis: Diagnosis) -> Box:
     title = "Peak memory, FP32 → FP16"
     if diagnosis.verification is None:
         return Box(title, None, reason=why_not_verified(diagnosis))
-    found = next(
-        (c for c in diagnosis.verification.comparisons if c.quantity == "peak_memory_bytes" and c.candidate == "fp16"),
-        None,
-    )
+    found = _cost(diagnosis, "peak_memory_bytes")
     if found is not None and found.baseline_value is not None and found.candidate_value is not None:
         shown = Markup(size(found.baseline_value)) + ARROW + size(found.candidate_value)
         lines = (difference(found), _arms(found))
-        return Box(title, shown, tuple(x for x in lines if x), href="#verification")
+        where = "#memory" if diagnosis.verification.costs.memory else "#verification"
+        return Box(title, shown, tuple(x for x in lines if x), href=where)
     before, after = _peaks(diagnosis.verification.trials)
     if before is not None and after is not None:
         lines = (Markup("×\u202f{} of FP32").format(f"{after / before:.3g}"), Markup("median of the seeds"))
