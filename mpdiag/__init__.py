@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 from mpdiag.version import __version__
 
 if TYPE_CHECKING:
-    from mpdiag.api import ScanOptions, frame, load, scan, verify_saved
+    from mpdiag.api import ScanOptions, frame, load, scan
     from mpdiag.diagnosis import Diagnosis
+    from mpdiag.finish import verify_saved
     from mpdiag.production import apply
 
 __all__ = ["Diagnosis", "ScanOptions", "__version__", "apply", "frame", "load", "scan", "verify_saved"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("scan", "verify_saved", "load", "frame", "ScanOptions"):
+    if name == "verify_saved":
+        from mpdiag.finish import verify_saved
+
+        return verify_saved
+    if name in ("scan", "load", "frame", "ScanOptions"):
         import mpdiag.api
 
         return getattr(mpdiag.api, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -67,62 +68,13 @@ def scan(
         _advise(draft)
         _islands(draft, job, start, options, device, report)
         if options.verify:
-            _verify(draft, job, options, device, report)
+            seconds = draft.diagnosis.elapsed_seconds
+            pace = seconds.get("capture", 0.0) / sum(map(len, options.parts))  # counting included: rather too slow
+            budget = options.time_budget_seconds - seconds.get("islands", 0.0)
+            verification_stage(draft, job, options, device, report, budget, pace)
         else:
             draft.update(reason=NOT_ASKED_FOR)
-        _late_findings(draft)
-    return draft.diagnosis
-
-
-def verify_saved(
-    saved: Diagnosis | str | Path,
-    options: ScanOptions | None = None,
-    *,
-    command: str = "",
-    report: Callable[[str], None] = lambda line: None,
-    checkpoint: Callable[[Diagnosis], None] = lambda diagnosis: None,
-    **changed: Any,
-) -> Diagnosis:
-    """Verify on this machine what a scan elsewhere captured: `verify_saved("run.json", device="cuda")`.
-
-    The job is loaded from where the scan found it; its first seed, loss scale and FP32 islands are those of the scan.
-    Raises UsageError (`nothing-to-verify`, `target-changed`) and whatever loading and training the job raises.
-    """
-    from mpdiag.device.environment import describe
-    from mpdiag.device.random_state import random_state_kept
-    from mpdiag.device.select import select_device
-    from mpdiag.target import load_job
-    from mpdiag.target.record import target_record, typed_target, what_changed
-
-    diagnosis = saved if isinstance(saved, Diagnosis) else load(saved)
-    if diagnosis.target is None or diagnosis.capture is None or diagnosis.advice is None:
-        missing = "it ended before anything was captured"
-        raise UsageError("nothing-to-verify", f"the saved scan has no capture: {missing}", "scan the target again")
-    target = diagnosis.target
-    seed = diagnosis.capture.seed
-    observed = max((part.last_step + 1 for part in diagnosis.advice.drift), default=diagnosis.capture.steps)
-    options = replace(options or ScanOptions(), seed=seed, steps=observed, start_from=target.start_from, **changed)
-    device = select_device(options.device)
-    here = describe(device)
-    draft = Draft(
-        replace(
-            diagnosis,
-            command=command or diagnosis.command,
-            environment=here,
-            captured_on=diagnosis.captured_on or (diagnosis.environment if diagnosis.environment != here else None),
-            verification=None,
-            reason=None,
-        ),
-        checkpoint,
-    )
-    with random_state_kept(), draft.kept_on_failure():
-        report(f"load {typed_target(target)}")
-        with draft.timed("load"):
-            job = load_job(typed_target(target), target.start_from)
-            changes = what_changed(target, target_record(job, job.start(seed, options.verify_steps)))
-        draft.diagnosis = replace(draft.diagnosis, target=replace(target, notes=(*target.notes, *changes)))
-        _verify(draft, job, options, device, report)
-        _late_findings(draft)
+        late_findings(draft)
     return draft.diagnosis
 
 
@@ -230,7 +182,7 @@ def _islands(
     draft.update(advice=advice)
 
 
-def _late_findings(draft: Draft) -> None:
+def late_findings(draft: Draft) -> None:
     """Add what only the whole run can tell: of its trials, its costs, its environment."""
     from mpdiag.advice import with_late_findings
 
@@ -245,7 +197,11 @@ def _steps_in_words(options: ScanOptions) -> str:
     return f"{sum(map(len, parts))} of {options.last_step + 1} FP32 steps, at {', '.join(str(p[0]) for p in parts)}"
 
 
-def _verify(draft: Draft, job: Job, options: ScanOptions, device: torch.device, report: Callable[[str], None]) -> None:
+def verification_stage(
+    draft: Draft, job: Job, options: ScanOptions, device: torch.device, report: Callable[[str], None],
+    budget_seconds: float, pace_seconds: float,
+) -> None:  # fmt: skip
+    """Verify within a budget; pace_seconds: a counted FP32 step's, 0 where it is not known on this machine."""
     from mpdiag.verify.cost_run import CostsAsked
     from mpdiag.verify.island_search import costed
     from mpdiag.verify.run import VerificationRun
@@ -260,19 +216,20 @@ def _verify(draft: Draft, job: Job, options: ScanOptions, device: torch.device, 
     def stopped() -> None:
         if running.trials:
             draft.diagnosis = so_far()
+        elif draft.before is not None:  # nothing new: what an earlier verification found is worth more
+            draft.diagnosis = draft.before
 
     running = VerificationRun(job, advice, device, job.higher_is_better, lambda: draft.keep(so_far))
     draft.finish = stopped
-    budget = options.time_budget_seconds - draft.diagnosis.elapsed_seconds.get("islands", 0.0)
+    began = time.perf_counter()
     with draft.timed("prediction"):
         report("count FP16 beside FP32: does it do what the FP32 counts foretell?")
-        pace = draft.diagnosis.elapsed_seconds.get("capture", 0.0) / capture.steps  # counting included: rather too slow
-        affordable = int(PREDICTION_SHARE * budget / pace) if pace else PREDICTION_STEPS
+        affordable = int(PREDICTION_SHARE * budget_seconds / pace_seconds) if pace_seconds else PREDICTION_STEPS
         running.predict(capture, options.seed, max(1, min(options.last_step + 1, PREDICTION_STEPS, affordable)))
     with draft.timed("verify"):
-        budget -= draft.diagnosis.elapsed_seconds["prediction"]
+        left = max(budget_seconds - (time.perf_counter() - began), 0.0)
         asked = CostsAsked(options.costs, options.largest_batch, options.memory_limit_bytes)
-        running.run(options.seed, options.verify_steps, options.seeds, max(budget, 0.0), report, asked)
+        running.run(options.seed, options.verify_steps, options.seeds, left, report, asked)
     draft.finish = lambda: None
     verification = running.record()
     if advice.plan is not None:

@@ -14,9 +14,12 @@ KEEP_SECONDS = 5.0  # writing a large diagnosis takes up to a second
 
 
 class Draft:
-    """The diagnosis as it grows: `checkpoint` gets it after each stage."""
+    """The diagnosis as it grows: `checkpoint` gets it after each stage. before: what it is to stand in for."""
 
-    def __init__(self, diagnosis: Diagnosis, checkpoint: Callable[[Diagnosis], None]) -> None:
+    def __init__(
+        self, diagnosis: Diagnosis, checkpoint: Callable[[Diagnosis], None], before: Diagnosis | None = None
+    ) -> None:
+        self.before = before
         self.diagnosis = diagnosis
         self._checkpoint = checkpoint
         self._kept = 0.0

@@ -36,3 +36,5 @@ class TargetRecord:
     higher_is_better: bool
     notes: tuple[str, ...] = ()
     start_from: str | None = None
+    structure: str | None = None  # a hash of modules and parameters: another one is another model
+    source_hash: str | None = None  # of the target file

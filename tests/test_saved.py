@@ -155,6 +155,8 @@ def full() -> Diagnosis:
             higher_is_better=True,
             notes=("a note", 'with "quotes" and ünïcode'),
             start_from="late.pt",
+            structure="1f",
+            source_hash="2e",
         ),
         capture=Capture(
             precision="FP32 (IEEE)",

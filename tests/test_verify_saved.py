@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 import mpdiag
-from mpdiag.api import verify_saved
 from mpdiag.cli.verify import verify
-from mpdiag.errors import UsageError
+from mpdiag.errors import MpdiagError, UsageError
+from mpdiag.finish import verify_saved
 
 MODEL = """
 import torch
@@ -87,7 +87,59 @@ def test_another_optimizer_is_said(target):
     saved = scanned()
     target.write_text(MODEL.format(width=4, lr=0.2))
     found = verify_saved(saved, device="cpu", verify_steps=6, seeds=2)
-    assert "verified with optimizer SGD(lr=0.2), scanned with SGD(lr=0.1)" in found.target.notes
+    assert "since the scan: the optimizer has changed: it was SGD(lr=0.1), now SGD(lr=0.2)" in found.target.notes
+    assert "since the scan: the target file has changed" in found.target.notes
+    target.write_text(MODEL.format(width=4, lr=0.1))
+    again = verify_saved(found, device="cpu", verify_steps=6, seeds=2)
+    assert not any(note.startswith("since the scan") for note in again.target.notes)
+
+
+def test_other_modules_of_the_same_size_are_refused(target):
+    saved = scanned()
+    target.write_text(MODEL.format(width=4, lr=0.1).replace("ReLU", "Tanh"))
+    with pytest.raises(UsageError) as raised:
+        verify_saved(saved, device="cpu")
+    assert raised.value.slug == "target-changed"
+
+
+def test_another_loss_is_said_by_its_first_value(target):
+    saved = scanned()
+    target.write_text(MODEL.format(width=4, lr=0.1).replace("** 2).mean()", "** 2).mean() * 1e6"))
+    found = verify_saved(saved, device="cpu", verify_steps=6, seeds=2)
+    assert any("FP32's first loss was" in note for note in found.target.notes)
+
+
+def test_a_verification_that_cannot_begin_leaves_the_run_as_it_was(target):
+    from mpdiag.saved import to_json
+
+    before = to_json(mpdiag.scan("model.py", device="cpu", steps=3, seed=5, verify_steps=6, seeds=2))
+    run = target.with_name("run.json")
+    run.write_text(before)
+    target.rename(target.with_name("gone.py"))
+    result = CliRunner().invoke(verify, ["run.json", "--device", "cpu"])
+    assert isinstance(result.exception, UsageError)
+    assert run.read_text() == before
+
+
+def test_one_that_is_stopped_before_its_first_trial_keeps_the_earlier_one(target, monkeypatch):
+    saved = mpdiag.scan("model.py", device="cpu", steps=3, seed=5, verify_steps=6, seeds=2)
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpdiag.verify.run.VerificationRun.predict", stop)
+    with pytest.raises(MpdiagError) as raised:
+        verify_saved(saved, device="cpu")
+    assert raised.value.diagnosis.verification == saved.verification
+    assert raised.value.diagnosis.environment == saved.environment
+
+
+def test_the_search_of_islands_on_another_machine_is_not_charged_to_this_budget(target):
+    from dataclasses import replace
+
+    saved = replace(scanned(), elapsed_seconds={"islands": 1000.0, "capture": 1000.0})
+    found = verify_saved(saved, device="cpu", verify_steps=6, seeds=2, time_budget_seconds=60.0)
+    assert {trial.steps for trial in found.verification.trials} == {6}
 
 
 def test_a_run_without_a_capture_cannot_be_verified(target):

@@ -28,7 +28,8 @@ def verify(
     The target file is looked for where the scan found it, so run it from the same folder. What RUN.json holds of the
     capture stays as it is; the verification in it is replaced. Writes RUN.json and the page beside it.
     """
-    from mpdiag.api import ScanOptions, load, verify_saved
+    from mpdiag.api import ScanOptions, load
+    from mpdiag.finish import verify_saved
 
     saved = load(run)
     data = writable(json_path or run, asked=True)

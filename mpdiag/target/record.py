@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
-from mpdiag.diagnosis import TargetRecord
+from mpdiag.diagnosis import Diagnosis, TargetRecord
 from mpdiag.errors import UsageError
 from mpdiag.target.batches import samples_in
 from mpdiag.target.job import Job, Start
@@ -26,6 +30,8 @@ def target_record(job: Job, start: Start) -> TargetRecord:
         higher_is_better=job.higher_is_better,
         notes=job.notes,
         start_from=None if job.checkpoint is None else job.checkpoint.path,
+        structure=structure_of(model),
+        source_hash=_source_hash(job.source),
     )
 
 
@@ -35,19 +41,64 @@ def typed_target(record: TargetRecord) -> str:
     return f"{record.source}:{attribute}" if attribute else record.source
 
 
+SINCE = "since the scan: "
+FIRST_LOSS_APART = 0.01  # relative: another device's rounding is far below; dropout draws other numbers there
+
+
 def what_changed(before: TargetRecord, now: TargetRecord) -> tuple[str, ...]:
-    """Notes on how a job differs from when it was scanned. Raises UsageError `target-changed` for another model."""
+    """The target's notes, with what differs from when it was scanned; those of an earlier verification are replaced.
+
+    Raises UsageError `target-changed` for another model.
+    """
     if now.parameters != before.parameters:
-        raise UsageError(
-            "target-changed",
-            f"{before.source}: the model has {now.parameters:,} parameters, the scan saw {before.parameters:,}",
-            "scan it again: what was captured is another model's",
-        )
+        raise _changed(f"has {now.parameters:,} parameters, the scan saw {before.parameters:,}", before.source)
+    if before.structure is not None and now.structure != before.structure:
+        raise _changed("has other modules, or other names for them, than the scan saw", before.source)
+    kept = tuple(note for note in before.notes if not note.startswith(SINCE))
     pairs = (
-        ("optimizer", before.optimizer, now.optimizer),
-        ("batch size", before.samples_per_step, now.samples_per_step),
+        ("the target file", before.source_hash, now.source_hash),
+        ("the optimizer", before.optimizer, now.optimizer),
+        ("the batch size", before.samples_per_step, now.samples_per_step),
+        ("the metric", before.metric, now.metric),
     )
-    return tuple(f"verified with {what} {new}, scanned with {old}" for what, old, new in pairs if old != new)
+    found = []
+    for what, old, new in pairs:
+        if old is not None and old != new:
+            found.append(f"{SINCE}{what} has changed" + ("" if "file" in what else f": it was {old}, now {new}"))
+    return (*kept, *found)
+
+
+def _changed(how: str, source: str) -> UsageError:
+    return UsageError(
+        "target-changed", f"{source}: the model {how}", "scan it again: what was captured is another model's"
+    )
+
+
+def with_first_losses(diagnosis: Diagnosis) -> TargetRecord | None:
+    """The target, with a note where FP32's first loss is not the one of the capture: something else was trained."""
+    target, capture, run = diagnosis.target, diagnosis.capture, diagnosis.verification
+    if target is None or capture is None or run is None or diagnosis.advice is None or diagnosis.advice.drift:
+        return target
+    mine = next((t for t in run.trials if t.arm == "fp32" and t.seed == capture.seed and t.losses), None)
+    if mine is None or not capture.losses:
+        return target
+    then, now = capture.losses[0], mine.losses[0]
+    if abs(now - then) <= FIRST_LOSS_APART * abs(then):
+        return target
+    note = f"{SINCE}FP32's first loss was {then:.4g}, now it is {now:.4g}: other data, weights, code, or other dropout"
+    return replace(target, notes=(*target.notes, note))
+
+
+def structure_of(model: torch.nn.Module) -> str:
+    """A hash of the modules' names and types and of the parameters' names, shapes and types."""
+    lines = [f"{name} {type(module).__qualname__}" for name, module in model.named_modules()]
+    lines += [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _source_hash(source: str) -> str | None:
+    path = Path(source)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def _described(optimizer: torch.optim.Optimizer) -> str:

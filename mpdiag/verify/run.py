@@ -32,6 +32,7 @@ from mpdiag.verify.verdict import decide, train_with
 
 REHEARSAL_STEPS = 4  # the first is warm-up; of the others the quickest counts, for others may use the machine
 OVERRUN = 1.1  # past this much of its share of the budget no further run is begun
+NAMED_UNRUN = 6
 NO_GPU = "needs a CUDA GPU; this run was on the CPU"
 
 Report = Callable[[str], None]
@@ -154,15 +155,31 @@ class VerificationRun:
             samples = samples_in(self._start(seed, 1).batch(0))
             self.costs.begin_memory_beside(samples, whole_seconds, report)
         for index in range(plan.seeds):
+            if index > 0 and time.perf_counter() - began > OVERRUN * budget_seconds:
+                break  # before the batches of another seed are drawn
             start = self._start((seed + index) % 2**64, plan.steps)
             for arm in plan.arms:
                 if index > 0 and time.perf_counter() - began > OVERRUN * budget_seconds:
-                    self.cut.append(f"arm {arm.name}, seed {start.seed}: not run, the time budget was used up")
-                    continue
+                    break
                 report(f"verify {arm.name}, seed {start.seed} ({index + 1} of {plan.seeds}), {plan.steps} steps")
                 self.trials.append(train_arm(self.job, arm, start, plan.steps, self.device))
                 self.on_progress()
+        self._note_unrun(plan, seed)
         return plan
+
+    def _note_unrun(self, plan: Plan, seed: int) -> None:
+        """Name the runs that were planned and not begun."""
+        run = {(trial.arm, trial.seed) for trial in self.trials}
+        unrun = [
+            f"{arm.name} with seed {(seed + index) % 2**64}"
+            for index in range(min(plan.seeds, len(run) + 1))  # of the seeds after that none was begun
+            for arm in plan.arms
+            if (arm.name, (seed + index) % 2**64) not in run
+        ]
+        total = len(plan.arms) * plan.seeds - len(run)
+        if total:
+            named = ", ".join(unrun[:NAMED_UNRUN]) + (f" and {total - NAMED_UNRUN} more" if total > NAMED_UNRUN else "")
+            self.cut.append(f"not run, the time budget was used up: {named}")
 
     def _rehearse(self, arms: list[Arm], seed: int) -> tuple[dict[str, float], float]:
         """Seconds a step of the baseline and of FP16, and seconds a run besides its steps, to plan with.

@@ -1,0 +1,70 @@
+"""Finishing on one machine what a scan began on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mpdiag.api import late_findings, load, verification_stage
+from mpdiag.diagnosis import Diagnosis
+from mpdiag.draft import Draft
+from mpdiag.errors import UsageError
+from mpdiag.options import ScanOptions
+
+
+def verify_saved(
+    saved: Diagnosis | str | Path,
+    options: ScanOptions | None = None,
+    *,
+    command: str = "",
+    report: Callable[[str], None] = lambda line: None,
+    checkpoint: Callable[[Diagnosis], None] = lambda diagnosis: None,
+    **changed: Any,
+) -> Diagnosis:
+    """Verify on this machine what a scan elsewhere captured: `verify_saved("run.json", device="cuda")`.
+
+    The job is loaded from where the scan found it; its first seed, loss scale and FP32 islands are those of the scan.
+    Raises UsageError (`nothing-to-verify`, `target-changed`) and whatever loading and training the job raises.
+    """
+    from mpdiag.device.environment import describe
+    from mpdiag.device.random_state import random_state_kept
+    from mpdiag.device.select import select_device
+    from mpdiag.target import load_job
+    from mpdiag.target.record import target_record, typed_target, what_changed, with_first_losses
+
+    diagnosis = saved if isinstance(saved, Diagnosis) else load(saved)
+    if diagnosis.target is None or diagnosis.capture is None or diagnosis.advice is None:
+        missing = "it ended before anything was captured"
+        raise UsageError("nothing-to-verify", f"the saved scan has no capture: {missing}", "scan the target again")
+    target, capture = diagnosis.target, diagnosis.capture
+    observed = max((part.last_step + 1 for part in diagnosis.advice.drift), default=capture.steps)
+    options = replace(
+        options or ScanOptions(), seed=capture.seed, steps=observed, start_from=target.start_from, **changed
+    )
+    device = select_device(options.device)
+    here = describe(device)
+    with random_state_kept():
+        # what fails here leaves the saved run as it is: nothing of it has been touched
+        report(f"load {typed_target(target)}")
+        job = load_job(typed_target(target), target.start_from)
+        changes = what_changed(target, target_record(job, job.start(capture.seed, options.verify_steps)))
+        draft = Draft(
+            replace(
+                diagnosis,
+                command=command or diagnosis.command,
+                environment=here,
+                captured_on=diagnosis.captured_on or (diagnosis.environment if diagnosis.environment != here else None),
+                target=replace(target, notes=changes),
+                verification=None,
+                reason=None,
+            ),
+            checkpoint,
+            before=diagnosis,
+        )
+        with draft.kept_on_failure():
+            verification_stage(draft, job, options, device, report, options.time_budget_seconds, pace_seconds=0.0)
+            draft.update(target=with_first_losses(draft.diagnosis))
+            late_findings(draft)
+    return draft.diagnosis
