@@ -228,6 +228,7 @@ def _sentence(job: PaperJob, states: dict[str, Record | None], training: Record)
     }[job.unscaled_worse].get(unscaled, "Training without a scale was not run")
     weights = {
         "worse": "FP16 weights without a master copy were visibly worse",
+        "broke": "Pure FP16 did not stay finite, as Adam's eps of 1e-8 is 0 there: that hides what its weights do",
         "not worse": f"FP16 weights without a master copy were not visibly worse {size}",
         "undecided": f"Whether FP16 weights without a master copy do harm stayed undecided {size}",
     }.get(pure, "FP16 weights without a master copy were not run")
@@ -235,12 +236,15 @@ def _sentence(job: PaperJob, states: dict[str, Record | None], training: Record)
 
 
 def _harm(there: dict[str, Record], arm: str) -> str:
-    """worse in any state, undecided in any, not worse, or not run."""
-    found = {_outcome(record, arm).split(" (")[0] for record in there.values()}
-    for outcome, said in (("worse", "worse"), ("undecided", "undecided"), ("equal to FP32", "not worse")):
-        if outcome in found:
-            return said
-    return "not run"
+    """worse (by a number) in any state, broke in any; else what the latest state that was run says, or not run."""
+    found = [_outcome(there[state], arm) for state in ("late", "init") if state in there]
+    if any(said.startswith("worse") and "finite" not in said for said in found):
+        return "worse"
+    if any(said.startswith("worse") for said in found):
+        return "broke"
+    return next(
+        ("not worse" if said == "equal to FP32" else "undecided" for said in found if said != "not run"), "not run"
+    )
 
 
 def _outcome(record: Record, arm: str) -> str:

@@ -219,7 +219,7 @@ def verification_stage(
         elif draft.before is not None:  # nothing new: what an earlier verification found is worth more
             draft.diagnosis = draft.before
 
-    running = VerificationRun(job, advice, device, job.higher_is_better, lambda: draft.keep(so_far))
+    running = VerificationRun(job, advice, device, job.better, lambda: draft.keep(so_far))
     draft.finish = stopped
     began = time.perf_counter()
     with draft.timed("prediction"):

@@ -72,7 +72,7 @@ def _as_error(stopped: BaseException) -> MpdiagError:
     if isinstance(stopped, MpdiagError):
         return stopped
     if isinstance(stopped, KeyboardInterrupt):
-        return InterruptedScanError()
+        return InterruptedScanError(str(stopped))
     return MpdiagError(
         "internal",
         f"{type(stopped).__name__} in mpdiag: {safe_text(stopped)}",

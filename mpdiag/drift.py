@@ -26,18 +26,19 @@ class WindowAt:
     energy_lost: float | None
 
 
-def observed_parts(steps: int, at: Sequence[int] = (0,), skip: int = 0) -> list[list[int]]:
+def observed_parts(steps: int, at: Sequence[int] = (0,), skip: int = 0) -> list[range]:
     """The training steps to observe, in parts that each get a window of their own.
 
     From each place in `at`, `steps` steps are observed with `skip` unobserved ones between two. A step that lies in
     two parts belongs to the first. A single spread part is cut into up to MOST_PARTS.
     """
-    parts: list[list[int]] = []
-    taken: set[int] = set()
+    parts: list[range] = []
+    stride = skip + 1
+    ends: dict[int, int] = {}  # by the remainder that a part's steps share: only such parts can have a step in common
     for first in sorted(set(at)):
-        part = [first + i * (skip + 1) for i in range(steps)]
-        part = [step for step in part if step not in taken]
-        taken.update(part)
+        end = first + steps * stride
+        part = range(max(first, ends.get(first % stride, first)), end, stride)
+        ends[first % stride] = end
         if part:
             parts.append(part)
     if skip and len(parts) == 1:

@@ -52,11 +52,11 @@ class UserCodeError(MpdiagError):
 
 
 class InterruptedScanError(MpdiagError):
-    """Ctrl-C: what was seen so far is kept."""
+    """Ctrl-C, or another signal by its name: what was seen so far is kept in `diagnosis`."""
 
-    def __init__(self) -> None:
+    def __init__(self, signal: str = "") -> None:
         super().__init__(
             "interrupted",
-            "stopped by Ctrl-C",
-            "what was seen so far is in the JSON; `--time-budget` and `--no-verify` make a scan shorter",
+            f"stopped by {signal or 'Ctrl-C'}",
+            "`--time-budget` and `--no-verify` make a scan shorter",
         )

@@ -33,14 +33,14 @@ class ScanOptions:
     memory_limit_bytes: int | None = None
 
     @property
-    def parts(self) -> list[list[int]]:
+    def parts(self) -> list[range]:
         """The training steps to observe."""
         return observed_parts(self.steps, self.at, self.skip)
 
     @property
     def last_step(self) -> int:
         """The last of them."""
-        return max(step for part in self.parts for step in part)
+        return max(part[-1] for part in self.parts)
 
     def __post_init__(self) -> None:
         wrong = {

@@ -23,7 +23,11 @@ class Environment:
 
 @dataclass(frozen=True)
 class TargetRecord:
-    """The training job, as it came in. start_from: the checkpoint that its runs began with, None for initialisation."""
+    """The training job, as it came in. start_from: the checkpoint that its runs began with, None for initialisation.
+
+    higher_is_better: of its metrics, but for those in lower_is_better; False where it says so of all. Of what the job
+    does not say, a metric's name decides, and a note tells so.
+    """
 
     name: str
     source: str
@@ -38,3 +42,4 @@ class TargetRecord:
     start_from: str | None = None
     structure: str | None = None  # a hash of modules and parameters: another one is another model
     source_hash: str | None = None  # of the target file
+    lower_is_better: tuple[str, ...] = ()

@@ -148,7 +148,7 @@ def batches_counted_in_fp16() -> Job:
     return job(Counting)
 
 
-# --- MP510 to MP517: what the code does
+# --- MP510 to MP518: what the code does
 
 
 class Doubled(torch.autograd.Function):
@@ -253,6 +253,11 @@ def an_embedding_in_bfloat16_of_two_rows() -> Job:
             return self.head(self.rows(ids).float().mean(1))  # <-
 
     return job(Bag, lambda: (torch.randint(2, (ROWS, 100)), torch.randint(CLASSES, (ROWS,))))
+
+
+@plant("MP518", "warning", "the optimizer")
+def a_learning_rate_of_zero() -> Job:
+    return job(net, lr=0.0)
 
 
 # --- what looks like a fault and is none

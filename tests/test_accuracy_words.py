@@ -101,16 +101,16 @@ def test_undecided_between_equal_and_better_is_said_to_be_not_worse():
 
 
 def test_an_undecided_comparison_says_how_much_the_pairs_scatter():
-    test = PairedTest("r", False, 0.75, 2.8, 2.0, 70, 1.0)
+    test = PairedTest("r", False, 0.75, 2.8, 2.0, 17, 1.0)
     line = comparison_line(comparison("fp16", verdict="inconclusive", reason="needs about 70 seeds", test=test))[1]
     assert line.endswith(": inconclusive, needs about 70 seeds; the differences of the pairs scatter by 2.8 margins")
 
 
 def test_what_to_do_next_takes_the_seeds_from_the_test_not_from_its_words():
-    test = PairedTest("r", False, 0.75, 2.8, 2.0, 70, 1.0)
+    test = PairedTest("r", False, 0.75, 2.8, 2.0, 17, 1.0)
     undecided = comparison("fp16", verdict="inconclusive", reason="in other words", test=test)
     diagnosis = verified(FAILED, verdict="inconclusive", comparisons=(undecided,))
-    assert "scan again with --seeds 70" in digest_of(diagnosis).next_steps
+    assert "scan again with --seeds 17" in digest_of(diagnosis).next_steps
 
 
 def test_the_page_lists_the_tests_with_their_margins_rule():

@@ -19,13 +19,15 @@ from test_checks import WEIGHT_GRADIENT, capture, table
 
 from mpdiag.advice.checks import BY_CODE
 from mpdiag.advice.loss_scale import recommend
+from mpdiag.api import scan
 from mpdiag.capture.loop_facts import observe_loop
-from mpdiag.diagnosis import Finding
+from mpdiag.diagnosis import Finding, TensorKind
+from mpdiag.histogram import ExponentHistogram
 from mpdiag.loop import Event, Layer, LoopEvent, LoopFacts, OptimizerGroup
 from mpdiag.target.job import Job
 
 CPU = torch.device("cpu")
-CODES = tuple(f"MP5{number:02}" for number in range(1, 18))
+CODES = tuple(f"MP5{number:02}" for number in range(1, 19))
 ADAMW = OptimizerGroup(
     "loss", "AdamW", "float16", 100, "fc.weight", lr=1e-3, eps=1e-8, betas=(0.9, 0.999), weight_decay=0.01,
     decoupled=True, state={"exp_avg": "float16", "exp_avg_sq": "float16"},
@@ -444,3 +446,55 @@ def test_nothing_stays_stood_in_for():
 
 def test_a_step_of_the_optimizer_is_nobodys_line():
     assert facts(job(lambda: net().bfloat16(), in_bfloat16))[0].events == ()
+
+
+# MP518 nothing-trains
+
+
+def updates(*bins: dict[int, int]) -> tuple[Any, ...]:
+    return tuple(
+        replace(table(f"fc{i}.weight", TensorKind.WEIGHT_UPDATE, {0: 4}), histogram=ExponentHistogram.from_bins(b, 4))
+        for i, b in enumerate(bins)
+    )
+
+
+def test_mp518_updates_that_are_all_zero():
+    (f,) = found("MP518", groups(lr=0.0), *updates({}, {}))
+    assert (f.severity, f.subject, f.evidence) == ("warning", "the optimizer", {"steps": 20, "weights": 2, "lr": 0.0})
+    assert f.message.startswith("no weight changed in 20 FP32 steps, for the learning rate is 0: ")
+
+
+def test_mp518_another_cause_than_the_learning_rate_is_not_guessed():
+    (f,) = found("MP518", groups(lr=0.5), *updates({}))
+    assert "learning rate" not in f.message
+    assert f.evidence["lr"] is None
+
+
+def test_mp518_one_weight_that_moves_once_is_enough():
+    assert found("MP518", groups(lr=0.0), *updates({}, {-140: 1})) == []
+
+
+def test_mp518_a_weight_that_becomes_nan_has_changed():
+    (nan,) = updates({})
+    assert found("MP518", groups(), replace(nan, histogram=ExponentHistogram.from_bins({}, 3, nans=1))) == []
+
+
+def test_mp518_weights_that_were_not_observed_say_nothing():
+    assert found("MP518", groups(lr=0.0)) == []
+
+
+def test_mp518_a_scan_of_a_job_with_a_learning_rate_of_zero_is_inconclusive(tmp_path):
+    path = tmp_path / "job.py"
+    path.write_text(
+        "import torch\n"
+        "def build_model():\n    return torch.nn.Linear(4, 1)\n"
+        "def train_batches():\n    return [torch.randn(8, 4) for _ in range(4)]\n"
+        "def compute_loss(model, batch):\n    return model(batch).pow(2).mean()\n"
+        "def build_optimizer(model):\n    return torch.optim.SGD(model.parameters(), lr=0.0)\n"
+    )
+    seen = scan(str(path), device="cpu", steps=3, verify_steps=10, seeds=3)
+    assert "MP518" in {f.code for f in seen.advice.findings}
+    assert (seen.verification.verdict, seen.verification.reason[:36]) == (
+        "inconclusive",
+        "no weight changed in 3 FP32 steps, f",
+    )

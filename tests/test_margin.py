@@ -7,8 +7,8 @@ import math
 import pytest
 
 from mpdiag.errors import UsageError
-from mpdiag.target.forms import margins_of
 from mpdiag.target.load import load_job
+from mpdiag.target.metrics import margins_of
 
 TARGET = """
 import torch

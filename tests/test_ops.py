@@ -737,7 +737,7 @@ def test_the_command_takes_the_depth_and_its_json_has_the_operations(tmp_path):
     assert all(keys <= set(table) for table in record["operations"])
     assert {t["direction"] for t in record["operations"]} == {"forward", "backward"}
     assert 'id="operations"' in (tmp_path / "x.html").read_text()
-    assert "· two iterations, FP16 and FP32, to see every operation between the modules" in done.stderr
+    assert "two iterations, FP16 and FP32, to see every operation between the modules" in done.stderr
 
 
 def test_compiled_code_is_seen_as_it_was_written():

@@ -157,6 +157,7 @@ def full() -> Diagnosis:
             start_from="late.pt",
             structure="1f",
             source_hash="2e",
+            lower_is_better=("perplexity",),
         ),
         capture=Capture(
             precision="FP32 (IEEE)",

@@ -181,6 +181,51 @@ def test_a_parameter_named_model_does_not_make_a_plain_state_dict_something_else
     assert read_checkpoint(path).optimizers == {}
 
 
+@pytest.mark.parametrize("key", ["optimizers", "optimizer_states"])
+@pytest.mark.parametrize("form", [list, tuple])
+def test_a_list_of_optimizer_states_is_taken_in_the_jobs_order(tmp_path, key, form):
+    path = tmp_path / "two.py"
+    path.write_text(TWO)
+    states = form([sgd_state(0.0, 0.5), sgd_state(2.0, 0.25)])  # the job builds b, then a
+    job = load_job(str(path), saved(tmp_path, {"state_dict": weight(4.0), key: states}))
+    start = job.start(0, 1)
+    with open_session(job, start, FP32_IEEE, CPU) as run:
+        assert [o.param_groups[0]["lr"] for o in (run.optimizers["b"], run.optimizers["a"])] == [0.5, 0.25]
+        run.step(run.place(start.batch(0)))
+        assert run.model.weight.item() == 3.0
+
+
+def test_a_list_of_one_is_for_a_job_with_one(target, tmp_path):
+    job = load_job(
+        str(target), saved(tmp_path, {"state_dict": weight(4.0), "optimizer_states": [sgd_state(2.0, 0.25)]})
+    )
+    assert losses(job) == [4.0, 3.5 * 2, 2.75 * 3]
+
+
+def test_an_empty_list_of_optimizer_states_is_none(target, tmp_path):
+    job = load_job(str(target), saved(tmp_path, {"state_dict": weight(4.0), "optimizer_states": []}))
+    assert losses(job) == [4.0, 6.0, 1.5]
+    assert any("has no optimizer state" in note for note in job.notes)
+
+
+def test_the_notes_say_which_hyper_parameters_are_the_checkpoints(target, tmp_path):
+    job = load_job(str(target), saved(tmp_path, {"model": weight(4.0), "optimizer": sgd_state(2.0, rate=0.25)}))
+    for _ in range(2):  # once, however often an optimizer is built
+        job.optimizers(job.build(job.start(0, 1), CPU))
+    assert [note for note in job.notes if note.startswith("from the checkpoint")] == [
+        "from the checkpoint, not from the target file: lr 0.25 (1 in the file)"
+    ]
+
+
+def test_a_buffer_may_hold_infinities(tmp_path):
+    path = tmp_path / "masked.py"
+    path.write_text(
+        TARGET.replace("    return model\n", "    model.register_buffer('mask', torch.zeros(1))\n    return model\n")
+    )
+    job = load_job(str(path), saved(tmp_path, weight(4.0) | {"mask": torch.tensor([-torch.inf])}))
+    assert job.start(0, 1).weights["mask"].item() == -torch.inf
+
+
 # a whole scan
 
 
@@ -305,3 +350,88 @@ def test_an_optimizer_state_that_does_not_fit_is_refused(target, tmp_path, state
 def test_a_target_says_where_its_data_is_from(target):
     target.write_text(TARGET + "DATA_SOURCE = 'patches of two photos'\n")
     assert "data: patches of two photos" in load_job(str(target)).notes
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"epoch 3\nloss 0.5\n", "a text file, not one that torch.save wrote"),
+        (b'\x10\0\0\0\0\0\0\0{"weight": 1}', "a safetensors file, which"),
+    ],
+)
+def test_what_no_checkpoint_is_is_said_in_one_line(target, tmp_path, content, said):
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content)
+    assert refusal(target, path).message.startswith(f"{path}: {said}")
+
+
+def optimizer_state(kind: str, **more: Any) -> dict[str, Any]:
+    """What an optimizer of torch's saves after one step."""
+    parameter = nn.Parameter(torch.zeros(1, 1))
+    optimizer = getattr(torch.optim, kind)([parameter], lr=0.5, **more)
+    parameter.grad = torch.ones(1, 1)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+KINDS = ("SGD", "Adam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "NAdam", "Rprop", "ASGD", "Adafactor")
+
+
+@pytest.mark.parametrize("there", KINDS)
+@pytest.mark.parametrize("here", KINDS)
+def test_the_state_of_another_kind_of_optimizer_is_refused(tmp_path, here, there):
+    path = tmp_path / "job.py"
+    path.write_text(
+        TARGET.replace("SGD(model.parameters(), lr=1.0, momentum=0.5)", f"{here}(model.parameters(), lr=0.5)")
+    )
+    late = saved(tmp_path, {"model": weight(4.0), "optimizer": optimizer_state(there)})
+    if here == there:
+        assert losses(load_job(str(path), late), steps=1) == [4.0]
+        return
+    error = refusal(path, late)
+    assert error.slug == "checkpoint-optimizer"
+    assert "has the state of another optimizer than" in error.message
+    assert here in error.message
+
+
+def test_adam_and_adamw_share_their_state(tmp_path):
+    path = tmp_path / "job.py"
+    path.write_text(
+        TARGET.replace("SGD(model.parameters(), lr=1.0, momentum=0.5)", "AdamW(model.parameters(), lr=0.5)")
+    )
+    late = saved(tmp_path, {"model": weight(4.0), "optimizer": optimizer_state("Adam")})
+    assert losses(load_job(str(path), late), steps=1) == [4.0]
+
+
+def test_what_an_older_torch_did_not_save_is_filled_in(target, tmp_path):
+    state = sgd_state(2.0, 0.25)
+    for name in ("nesterov", "maximize", "foreach", "differentiable", "fused"):
+        del state["param_groups"][0][name]
+    assert losses(load_job(str(target), saved(tmp_path, {"model": weight(4.0), "optimizer": state}))) == [
+        4.0,
+        7.0,
+        8.25,
+    ]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_weights_that_are_not_finite_are_named(target, tmp_path, value, dtype):
+    error = refusal(target, saved(tmp_path, {"weight": torch.tensor([[value]]).to(dtype)}))
+    assert error.slug == "checkpoint-not-finite"
+    assert error.message.endswith("1 of 1 tensors are not finite: weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
+def test_weights_of_a_type_that_holds_no_real_fractions_are_refused(target, tmp_path, dtype):
+    error = refusal(target, saved(tmp_path, {"weight": torch.ones(1, 1).to(dtype)}))
+    assert error.slug == "checkpoint-does-not-fit"
+    assert f"1 of another type: weight is {str(dtype).removeprefix('torch.')} there and float32 here" in error.message
+
+
+def test_lists_of_another_length_are_refused(target, tmp_path):
+    states = [sgd_state(0.0, 1.0)] * 2
+    error = refusal(target, saved(tmp_path, {"model": weight(4.0), "optimizers": states}))
+    assert error.slug == "checkpoint-optimizer"
+    assert "has the state of 2 optimizers" in error.message

@@ -771,3 +771,51 @@ def test_a_job_trains_on_batches_of_any_nesting(write, batch, loss):
     text = "import dataclasses\n" + HEAD + "@dataclasses.dataclass\nclass Batch:\n    x: torch.Tensor\n" + MODEL
     text += f"def train_batches():\n    return [{batch}]\ndef compute_loss(model, batch):\n    return {loss}\n"
     assert one_step(load_job(str(write(text))))[ONLY].isfinite()
+
+
+# what mixed precision cannot train
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_with_the_way_out(write):
+    text = WHOLE + "def build_optimizer(model):\n    return torch.optim.LBFGS(model.parameters())\n"
+    with pytest.raises(UsageError, match="LBFGS needs a closure") as caught:
+        one_step(load_job(str(write(text))))
+    assert caught.value.slug == "optimizer-needs-closure"
+    assert "AdamW or SGD" in caught.value.hint
+
+
+def test_an_optimizer_that_may_take_a_closure_is_taken(write):
+    text = WHOLE + "def build_optimizer(model):\n    return torch.optim.Rprop(model.parameters())\n"
+    assert one_step(load_job(str(write(text))))[ONLY].shape == ()
+
+
+def test_a_lazy_model_is_refused_with_the_way_out(write):
+    text = HEAD + "def build_model():\n    return nn.Sequential(nn.LazyLinear(3))\n" + BATCHES + LOSS
+    with pytest.raises(UsageError, match=r"0\.weight has no shape yet") as caught:
+        load_job(str(write(text))).start(0, 1)
+    assert (caught.value.slug, "one batch" in caught.value.hint) == ("lazy-model", True)
+
+
+def test_a_lazy_model_that_has_seen_a_batch_is_taken(write):
+    text = (
+        HEAD + "def build_model():\n    m = nn.LazyLinear(3)\n    m(torch.ones(1, 2))\n    return m\n" + BATCHES + LOSS
+    )
+    assert one_step(load_job(str(write(text))))[ONLY].shape == ()
+
+
+@pytest.mark.parametrize("raised", ["torch.empty(2**50)", "bytearray(2**60)", "numpy.empty(2**55)"])
+def test_memory_that_runs_out_on_a_cpu_has_its_own_slug(write, raised):
+    text = "import numpy\n" + HEAD + MODEL + BATCHES + f"def compute_loss(model, batch):\n    {raised}\n"
+    with pytest.raises(UserCodeError) as caught:
+        one_step(load_job(str(write(text))))
+    assert caught.value.slug == "out-of-memory"
+
+
+@pytest.mark.parametrize("setting", ["DATA_SOURCE", "SYNTHETIC_DATA"])
+def test_a_setting_whose_own_methods_raise_is_refused(write, setting):
+    text = (
+        "class Odd:\n    def __str__(self, *_):\n        raise ValueError('no')\n    __format__ = __bool__ = __str__\n"
+    )
+    error = refusal(write(WHOLE + text + f"{setting} = Odd()\n"))
+    assert (type(error), error.slug) == (UsageError, "target-setting")
+    assert f"{setting} is not" in error.message

@@ -209,7 +209,7 @@ def test_with_color_the_words_are_the_same():
 
 def test_a_scan_without_anything_still_renders():
     bare = Diagnosis("2026-01-01T00:00:00+00:00", "mpdiag scan x.py", samples.environment(gpu=None), None)
-    assert "VERDICT none: not verified: mixed precision was not run" in flat(text(bare))
+    assert "VERDICT none: not verified: the scan was stopped before the verification" in flat(text(bare))
 
 
 # what was not measured
@@ -695,3 +695,13 @@ def test_bf16_weights_have_no_share_stagnant_in_fp16_in_the_csv():
     tables = (replace(diagnosis.capture.tables[0], stagnant={"BF16": 0.5}),)
     (read,) = rows(replace(diagnosis, capture=replace(diagnosis.capture, tables=tables)))
     assert read["stagnant_fp16"] == ""
+
+
+def test_what_fp8_would_do_stays_on_the_page() -> None:
+    made = samples.full()
+    assert made.advice is not None
+    fp8 = replace(made.advice.findings[0], code="MP702", severity="info", message="FP8 would clip it")
+    both = replace(made, advice=replace(made.advice, findings=(*made.advice.findings, fp8)))
+    text = terminal.render(both)
+    assert "FP8 would clip it" not in text
+    assert "more finding" in text

@@ -57,6 +57,20 @@ def test_a_finding_that_is_no_error_leaves_a_go_a_go(severity):
     assert decided(judged("fp16", "equivalent"), findings=(replace(FINDING, severity=severity),))[0] == "go"
 
 
+STILL = replace(FINDING, code="MP518", severity="warning", message="no weight changed in 20 FP32 steps")
+
+
+@pytest.mark.parametrize("fp16", [judged("fp16", "equivalent"), judged("fp16", "worse")])
+def test_a_job_that_does_not_train_gets_no_go(fp16):
+    found = decided(fp16, judged("bf16", "equivalent"), findings=(STILL,))
+    assert found == ("inconclusive", "no weight changed in 20 FP32 steps (MP518)")
+    assert train_with([fp16, judged("bf16", "equivalent")], Advice("FP16", SCALE, (STILL,))) is None
+
+
+def test_a_job_that_does_not_train_and_fails_in_both_precisions_stays_a_no_go():
+    assert decided(judged("fp16", "worse"), judged("bf16", "worse"), findings=(STILL,))[0] == "no-go"
+
+
 def test_bf16_is_the_way_out_where_fp16_is_worse():
     verdict, reason = decided(judged("fp16", "worse"), judged("bf16", "equivalent"))
     assert verdict == "go-with-changes"
@@ -213,10 +227,11 @@ def test_a_control_that_is_worse_in_its_metric_alone_has_failed():
     assert control_outcomes(about) == (ControlOutcome("fp16-pure", True, "top 1 -0.1, margin 0.05"),)
 
 
-def test_a_control_whose_loss_is_not_finite_has_failed():
+def test_a_control_whose_loss_is_not_finite_shows_only_that_breakage_is_noticed():
     reason = "not finite at step 3 of seed 0, while FP32 is"
     (found,) = control_outcomes([judged("fp16-pure", "worse", reason=reason, difference=None)])
-    assert (found.failed, found.why) == (True, f"loss: {reason}")
+    assert found.failed is None
+    assert found.why == f"loss: {reason}: it broke, which shows that breakage is noticed and no more"
 
 
 def test_a_control_that_crashed_says_nothing_about_the_test():

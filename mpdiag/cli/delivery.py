@@ -3,73 +3,143 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpdiag.cli.files import write
-from mpdiag.cli.process import stdout_kept_clean
-from mpdiag.errors import MpdiagError
+from mpdiag.cli.process import Interruption, leave_if_forked, stdout_kept_clean
+from mpdiag.cli.stdout import printed, told
+from mpdiag.errors import InterruptedScanError, MpdiagError, safe_text
 
 if TYPE_CHECKING:
     from mpdiag.diagnosis import Diagnosis
 
+_Made = TypeVar("_Made")
 _SEVERITY = {"error": 2, "warning": 1, "info": 0}
 
 
-def attempted(work: Callable[[dict[str, Any]], Diagnosis], data: Path | None) -> tuple[Diagnosis, MpdiagError | None]:
+@dataclass
+class _Keeper:
+    """Writes each checkpoint. One that cannot be written must not end a training: delivery tries again."""
+
+    data: Path | None
+    process: int = field(default_factory=os.getpid)
+    latest: Diagnosis | None = None
+    warned: bool = False
+
+    def __call__(self, diagnosis: Diagnosis) -> None:
+        from mpdiag.saved import to_json
+
+        leave_if_forked(self.process, sys.exc_info()[1])
+        self.latest = diagnosis
+        if self.data is None:
+            return
+        try:
+            write(self.data, to_json(diagnosis))
+        except MpdiagError as error:
+            if not self.warned:
+                told(f"warning: {error.message}; the scan goes on and tries again at its end")
+            self.warned = True
+
+
+def attempted(
+    work: Callable[[dict[str, Any]], Diagnosis], data: Path | None, interruption: Interruption
+) -> tuple[Diagnosis, MpdiagError | None]:
     """The diagnosis that `work` makes, whole or as far as it went, and what stopped it.
 
     work gets the keywords command, report and checkpoint of api.scan. data: where each checkpoint is written.
     """
-    from mpdiag.saved import to_json
-
-    def checkpoint(diagnosis: Diagnosis) -> None:
-        if data is not None:
-            write(data, to_json(diagnosis))
-
+    keeper, began = _Keeper(data), time.monotonic()
     shown = {
         "command": shlex.join(["mpdiag", *sys.argv[1:]]),
-        "report": lambda line: click.echo(f"· {line}", err=True),
-        "checkpoint": checkpoint,
+        "report": lambda line: told(f"· {time.monotonic() - began:.0f} s  {line}"),
+        "checkpoint": keeper,
     }
     try:
         with stdout_kept_clean(wanted=data is None):
-            return work(shown), None
-    except MpdiagError as error:
-        if error.diagnosis is None:
+            diagnosis = work(shown)
+            interruption.deliver()
+    except (MpdiagError, KeyboardInterrupt) as stopped:
+        interruption.deliver()
+        leave_if_forked(keeper.process, stopped)
+        if isinstance(stopped, MpdiagError):
+            if stopped.diagnosis is None:
+                raise
+            return stopped.diagnosis, stopped
+        if keeper.latest is None:
             raise
-        return error.diagnosis, error
+        return keeper.latest, InterruptedScanError(str(stopped))  # it came between the last stage and here
+    leave_if_forked(keeper.process)
+    return diagnosis, None
 
 
-def deliver(diagnosis: Diagnosis, data: Path | None, page: Path, plan: Path, plotly: str) -> None:
-    """Write the files and print the summary; with `--json -` stdout is the JSON's alone."""
+def deliver(
+    diagnosis: Diagnosis, stopped: MpdiagError | None, data: Path | None, page: Path, plan: Path, plotly: str
+) -> MpdiagError | None:
+    """Write the files, then print the summary; with `--json -` (data None) stdout is the JSON's alone.
+
+    Whatever fails, the rest is still written and printed. Gives back what is to be the command's error: what stopped
+    the scan, else the first failure here; the others are told as warnings.
+    """
     from mpdiag.advice.configs import configs_for
     from mpdiag.plan import plan_of, plan_to_json
     from mpdiag.report.html import render as render_html
     from mpdiag.report.terminal import render as render_text
     from mpdiag.saved import to_json
 
-    text = to_json(diagnosis)
-    if data is None:
-        click.echo(text, nl=False)
-    else:
-        write(data, text)
-    write(page, render_html(diagnosis, plotly=plotly, configs=configs_for(diagnosis)))
+    failed: list[MpdiagError] = []
+
+    def tried(what: Callable[[], _Made], otherwise: _Made) -> _Made:
+        try:
+            return what()
+        except MpdiagError as error:
+            failed.append(error)
+        except Exception as error:
+            failed.append(internal(error))
+        return otherwise
+
+    def written(path: Path | None, made: Callable[[], str]) -> Path | None:
+        return None if path is None else tried(lambda: write(path, made()), None)
+
+    kept = tried(lambda: plan_of(diagnosis), None)
+    in_data = written(data, lambda: to_json(diagnosis))  # first: from it the others can be made again
+    on_page = written(page, lambda: render_html(diagnosis, plotly=plotly, configs=configs_for(diagnosis)))
+    in_plan = written(plan, lambda: plan_to_json(kept)) if kept is not None else None
     stream = sys.stderr if data is None else sys.stdout
-    click.echo(render_text(diagnosis, color=stream.isatty()), err=data is None, nl=False)
-    kept = plan_of(diagnosis)
-    if kept is not None:
-        write(plan, plan_to_json(kept))
-    elif plan.exists():  # not ours to remove: a model in production may be loading it
-        click.echo(f"warning: {_shown(plan)} is an earlier scan's plan; this scan found none", err=True)
-    paths = [_shown(p) for p in (page, data, plan if kept else None) if p is not None]
-    click.echo(
-        "\n" + "\n".join(f"{'REPORT' if i == 0 else '':<9} {path}" for i, path in enumerate(paths)), err=data is None
+    summary = tried(lambda: render_text(diagnosis, color=stream.isatty()), "")
+    paths = [_shown(path) for path in (on_page, in_data, in_plan) if path is not None]
+    if paths:
+        summary += "\n" + "".join(f"{'REPORT' if i == 0 else '':<9} {path}\n" for i, path in enumerate(paths))
+    if data is None:
+        tried(lambda: printed(to_json(diagnosis)), None)
+        told(summary.removesuffix("\n"))
+    else:
+        tried(lambda: printed(summary), None)
+    if kept is None and plan.exists():  # not ours to remove: a model in production may be loading it
+        told(f"warning: {_shown(plan)} is an earlier scan's plan; this scan found none")
+    if in_data is not None:
+        for error in [*failed, *([stopped] if isinstance(stopped, InterruptedScanError) else [])]:
+            error.hint = f"what was seen is in {_shown(in_data)}; {error.hint}"
+    ended = [*([stopped] if stopped else []), *failed]
+    for error in ended[1:]:
+        told(f"warning: {' '.join(error.message.split())}")
+    return ended[0] if ended else None
+
+
+def internal(error: Exception) -> MpdiagError:
+    """A fault of ours, as an error line; with MPDIAG_DEBUG set it is raised instead, for its traceback."""
+    if os.environ.get("MPDIAG_DEBUG"):
+        raise error
+    return MpdiagError(
+        "internal",
+        f"{type(error).__name__} in mpdiag: {safe_text(error)}",
+        "please report it with the traceback that MPDIAG_DEBUG=1 shows",
     )
 
 

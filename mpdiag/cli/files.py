@@ -7,7 +7,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from mpdiag.errors import UsageError
+from mpdiag.errors import MpdiagError, UsageError
 
 _HINT = "choose another place with --out, --json or --html"
 
@@ -54,9 +54,13 @@ def _ours(head: bytes) -> bool:
     return head.startswith(b'{\n "schema_version"') or b'<meta name="generator" content="mpdiag' in head
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file in one move, so that a reader or a kill never sees half of it."""
+def write(path: Path, text: str) -> Path:
+    """Write a file in one move, so that a reader or a kill never sees half of it; a folder that is gone is made again.
+
+    Gives back the path. Raises MpdiagError `output-not-writable`.
+    """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             # a path or name that is no valid text still has to be written somehow
@@ -68,7 +72,9 @@ def write(path: Path, text: str) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UsageError("output-not-writable", f"{path}: {error.strerror or error}", _HINT) from None
+        hint = f"make room, or {_HINT}"
+        raise MpdiagError("output-not-writable", f"{path}: {error.strerror or error}", hint) from None
+    return path
 
 
 def _umask() -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import errno
 import io
 import os
 import sys
 
 import click
 
+from mpdiag.cli.delivery import internal
 from mpdiag.cli.explain import explain
+from mpdiag.cli.process import leave_if_forked, streams_opened
 from mpdiag.cli.report import report
 from mpdiag.cli.scan import scan
+from mpdiag.cli.stdout import stdout_failed
 from mpdiag.cli.verify import verify
 from mpdiag.errors import MpdiagError, UserCodeError
 from mpdiag.version import __version__
@@ -41,6 +42,7 @@ for command in (scan, verify, report, explain):
 
 def main() -> None:
     """Run the command line; never returns."""
+    streams_opened()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows its number instead
             stream.reconfigure(errors="backslashreplace")
@@ -49,6 +51,26 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """The exit code; every failure has been said by then."""
+    process = os.getpid()
+    try:
+        return _finished(arguments)
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        leave_if_forked(process, stopped)
+        _say("interrupted", f"stopped by {stopped or 'Ctrl-C'}", "nothing had been seen yet; run it again")
+        return 3
+    except MpdiagError as error:
+        leave_if_forked(process, error)
+        return _failed(error)
+    except Exception as error:
+        leave_if_forked(process, error)
+        if not isinstance(error, OSError) or error.filename is not None:
+            return _failed(internal(error))
+        failure = stdout_failed(error)  # no file was being opened
+        return 0 if failure is None else _failed(failure)
+
+
+def _finished(arguments: list[str]) -> int:
+    """The exit code of a command; says what was wrong with how it was typed."""
     try:
         # not commands.main(): that turns a broken pipe into exit code 1 by itself
         with commands.make_context("mpdiag", arguments) as context:
@@ -66,13 +88,6 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         _say("usage", error.format_message(), "see `mpdiag --help`")
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        _say("interrupted", "stopped by Ctrl-C", "nothing had been seen yet; run it again")
-        return 3
-    except MpdiagError as error:
-        return _failed(error)
-    except OSError as error:
-        return _output_failed(error)
 
 
 def _failed(error: MpdiagError) -> int:
@@ -82,16 +97,6 @@ def _failed(error: MpdiagError) -> int:
         click.echo(error.traceback.rstrip(), err=True)
     _say(error.slug, error.message, error.hint)
     return error.exit_code
-
-
-def _output_failed(error: OSError) -> int:
-    """stdout went away or is full; nothing more can be written there, not even by Python at its exit."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if error.errno == errno.EPIPE:  # `mpdiag report x.json | head`: the reader has what it wanted
-        return 0
-    _say("output-not-writable", f"stdout: {error.strerror or error}", "write to another place")
-    return 2
 
 
 def _say(slug: str, message: str, hint: str) -> None:

@@ -14,10 +14,21 @@ from mpdiag import settings
 Command = Callable[..., Any]
 
 
-def _finite(seconds: float) -> float:
-    if not math.isfinite(seconds):
-        raise click.BadParameter("it has to be a finite number of seconds", param_hint="'--time-budget'")
-    return seconds
+MOST_STEPS = 10_000_000
+"""Of training: a year of it at three a second. Beyond it a number was mistyped, and would draw batches for hours."""
+
+MOST_SEEDS = 10_000
+"""Pairs: the test of equivalence gains nothing from more."""
+
+MOST_GB = 1_000_000.0
+"""Of a card's memory, a petabyte: no card has it."""
+
+
+def _finite(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Click's ranges let NaN through: it is neither below their minimum nor above their maximum."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("it has to be a finite number", param=parameter)
+    return value
 
 
 def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -35,18 +46,19 @@ where_to_run = click.option(
 )  # fmt: skip
 
 how_to_verify = _stacked(
-    click.option("--verify-steps", type=click.IntRange(min=1), default=settings.VERIFY_STEPS, show_default=True,
+    click.option("--verify-steps", type=click.IntRange(1, MOST_STEPS), default=settings.VERIFY_STEPS, show_default=True,
                  help="Steps of each verification run."),
-    click.option("--seeds", type=click.IntRange(min=1), default=settings.SEEDS, show_default=True,
+    click.option("--seeds", type=click.IntRange(1, MOST_SEEDS), default=settings.SEEDS, show_default=True,
                  help="Paired seeds of the verification."),
     click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), default=settings.TIME_BUDGET_SECONDS,
-                 show_default=True, metavar="SECONDS", callback=lambda _, __, value: _finite(value),
+                 show_default=True, metavar="SECONDS", callback=_finite,
                  help="For the verification; on a GPU with what it measures. What is cut is named."),
     click.option("--costs/--no-costs", default=True, show_default=True,
                  help="On a GPU: measure time, memory, tensor cores, energy; without, training has all the time."),
     click.option("--largest-batch", is_flag=True,
                  help="Search the largest batch that trains, for each arm (on a GPU; takes minutes of its own)."),
-    click.option("--memory-limit", type=click.FloatRange(min=0, min_open=True), metavar="GB",
+    click.option("--memory-limit", type=click.FloatRange(0, MOST_GB, min_open=True), metavar="GB",
+                 callback=_finite,
                  help="Search it as on a card of so many GB (1e9 bytes)."),
 )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""What a scan needs of its process: one clean interruption, and a stdout that is the result's alone."""
+"""What a scan needs of its process: an interruption that keeps what was seen, and a stdout that is the result's alone.
+
+A target is anybody's code: it may swallow a Ctrl-C, fork, print, or leave stdout in any state.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,103 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
+
+_SPOKEN = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Interruption:
+    """SIGINT and SIGTERM as KeyboardInterrupt, whose text says which it was: "Ctrl-C" or "SIGTERM".
+
+    Each signal raises, so that a target which swallows one does not go on for ever. Those wait that come while an
+    earlier one is being handled (what was seen is being put together) or once delivery has begun.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._raised: list[KeyboardInterrupt] = []
+        self._delivering = False
+
+    def deliver(self) -> None:
+        """From here on nothing interrupts: the results are being written."""
+        self._delivering = True
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """The handler of both signals."""
+        if os.getpid() != self._process:
+            _as_python_would(number)
+        elif not self._delivering and not self._is_handled():
+            self._raised.append(KeyboardInterrupt(_SPOKEN[signal.Signals(number)]))
+            raise self._raised[-1]
+
+    def _is_handled(self) -> bool:
+        """Whether somebody's except or finally is busy with one of ours right now; a swallowed one is not."""
+        error = sys.exc_info()[1]
+        seen: set[int] = set()
+        while error is not None and id(error) not in seen:
+            if any(error is each for each in self._raised):
+                return True
+            seen.add(id(error))
+            error = error.__cause__ or error.__context__
+        return False
+
+
+def _as_python_would(number: int) -> None:
+    """A child of the target inherits our handler; it is to end as if there were none."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 @contextmanager
-def interrupted_once() -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM raises KeyboardInterrupt; later ones wait until what was seen has been written."""
+def interruptible() -> Iterator[Interruption]:
+    """Within it Ctrl-C and SIGTERM are an Interruption's."""
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interruption
         return
-    caught = (signal.SIGINT, signal.SIGTERM)
-
-    def once(*_: Any) -> None:
-        for number in caught:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, once) for number in caught}
+    before = {number: signal.signal(number, interruption) for number in _SPOKEN}
     try:
-        yield
+        yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_if_forked(started: int, error: BaseException | None = None) -> None:
+    """End this process without a word if it is not `started`: a child that the target forked has nothing to report."""
+    if os.getpid() != started:
+        _leave(error)
+
+
+def _leave(error: BaseException | None) -> NoReturn:
+    seen: set[int] = set()
+    code: object = 1 if error is not None else 0
+    while error is not None and id(error) not in seen:
+        if isinstance(error, SystemExit):  # what the child itself wanted to say to its parent
+            code = error.code if isinstance(error.code, int) else 1 if error.code else 0
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def streams_opened() -> None:
+    """Where stdin, stdout or stderr were closed (`>&-`), let them lead nowhere.
+
+    Else the next file that is opened takes the number, and what anybody prints lands in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 # for the process's life
 
 
 @contextmanager

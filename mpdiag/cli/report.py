@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mpdiag.cli.files import apart, writable, write
+from mpdiag.cli.stdout import printed
 
 
 @click.command(short_help="Draw a saved scan again, without torch.")
@@ -44,7 +45,7 @@ def report(run: Path, kind: str, out: Path | None, plotly: str) -> int:
     else:
         text = table.render(diagnosis)
     if out is None:
-        click.echo(text, nl=False)
+        printed(text)
     else:
         write(out, text)
     return 0

@@ -11,11 +11,12 @@ import click
 from mpdiag import settings
 from mpdiag.cli.delivery import attempted, deliver, exit_code
 from mpdiag.cli.files import apart, writable
-from mpdiag.cli.options import how_to_show, how_to_verify, where_to_run
-from mpdiag.cli.process import interrupted_once
+from mpdiag.cli.options import MOST_STEPS, how_to_show, how_to_verify, where_to_run
+from mpdiag.cli.process import interruptible
 
 if TYPE_CHECKING:
     from mpdiag.api import ScanOptions
+    from mpdiag.cli.process import Interruption
     from mpdiag.diagnosis import Diagnosis
     from mpdiag.errors import MpdiagError
 
@@ -30,9 +31,16 @@ def _places(text: str) -> tuple[int, ...]:
     return places
 
 
+def _require_an_end(steps: int, at: tuple[int, ...], skip: int) -> None:
+    last = max(at) + (steps - 1) * (skip + 1)
+    if last >= MOST_STEPS:
+        message = f"the last step to observe would be {last:,}; {MOST_STEPS:,} steps of training are the most"
+        raise click.UsageError(f"{message}: lower --steps, --at or --skip")
+
+
 @click.command(short_help="Observe a training job, advise a loss scale, verify mixed precision.")
 @click.argument("target")
-@click.option("--steps", type=click.IntRange(min=1), default=settings.CAPTURE_STEPS, show_default=True,
+@click.option("--steps", type=click.IntRange(1, MOST_STEPS), default=settings.CAPTURE_STEPS, show_default=True,
               help="FP32 steps to observe.")  # fmt: skip
 @click.option(
     "--at",
@@ -42,7 +50,7 @@ def _places(text: str) -> tuple[int, ...]:
     show_default=True,
     help="Begin observing at these steps of training, such as 0,100,1000: shows how the window moves.",
 )
-@click.option("--skip", type=click.IntRange(min=0), default=0, show_default=True,
+@click.option("--skip", type=click.IntRange(0, MOST_STEPS), default=0, show_default=True,
               help="Train so many unobserved steps between two observed ones.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the first run.")
 @where_to_run
@@ -70,6 +78,7 @@ def scan(
     TARGET is a file (model.py), file.py:attr or package.module:attr. It defines build_model() and train_batches(),
     and optionally compute_loss(model, batch), build_optimizer(model) and evaluate(model).
     """
+    _require_an_end(steps, at, skip)
     source, _, attribute = target.rpartition(":")
     if not source or attribute.endswith(".py") or "/" in attribute:
         source, attribute = target, ""
@@ -92,16 +101,18 @@ def scan(
         start_from=start_from, costs=costs, largest_batch=largest_batch or memory_limit is not None,
         memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
     )  # fmt: skip
-    with interrupted_once():
-        diagnosis, failure = _scan(target, options, data)
-        deliver(diagnosis, data, page, plan, plotly)
+    with interruptible() as interruption:
+        diagnosis, stopped = _scan(target, options, data, interruption)
+        failure = deliver(diagnosis, stopped, data, page, plan, plotly)
     if failure is not None:
         raise failure
     return exit_code(diagnosis, fail_on)
 
 
-def _scan(target: str, options: ScanOptions, data: Path | None) -> tuple[Diagnosis, MpdiagError | None]:
+def _scan(
+    target: str, options: ScanOptions, data: Path | None, interruption: Interruption
+) -> tuple[Diagnosis, MpdiagError | None]:
     """The diagnosis, whole or as far as it went, and what stopped it."""
     from mpdiag.api import scan as run_scan
 
-    return attempted(lambda shown: run_scan(target, options, **shown), data)
+    return attempted(lambda shown: run_scan(target, options, **shown), data, interruption)

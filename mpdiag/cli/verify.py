@@ -9,19 +9,19 @@ import click
 from mpdiag.cli.delivery import attempted, deliver, exit_code
 from mpdiag.cli.files import apart, writable
 from mpdiag.cli.options import how_to_show, how_to_verify, where_to_run
-from mpdiag.cli.process import interrupted_once
+from mpdiag.cli.process import interruptible
 
 
 @click.command(short_help="Finish a saved scan here: train in mixed precision beside FP32.")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN.json")
 @where_to_run
 @how_to_verify
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="PATH",
-              help="Write the JSON here instead of into RUN.json.")  # fmt: skip
+@click.option("--json", "json_path", metavar="PATH",
+              help="Write the JSON here instead of into RUN.json; - prints it alone on stdout.")  # fmt: skip
 @how_to_show
 def verify(
     run: Path, device: str, verify_steps: int, seeds: int, time_budget: float, costs: bool, largest_batch: bool,
-    memory_limit: float | None, json_path: Path | None, html_path: Path | None, plotly: str, fail_on: str,
+    memory_limit: float | None, json_path: str | None, html_path: Path | None, plotly: str, fail_on: str,
 ) -> int:  # fmt: skip
     """Finish on this machine what RUN.json began elsewhere: the same job, seeds, loss scale and FP32 islands.
 
@@ -32,18 +32,21 @@ def verify(
     from mpdiag.finish import verify_saved
 
     saved = load(run)
-    data = writable(json_path or run, asked=True)
-    page = writable(html_path or data.with_suffix(".html"), asked=html_path is not None)
-    plan = writable(data.with_name(f"{data.stem}.plan.json"), asked=False)
-    apart(Path(saved.target.source) if saved.target else None, data, page, plan)
+    data = None if json_path == "-" else writable(Path(json_path) if json_path else run, asked=True)
+    beside = data or run.resolve()
+    page = writable(html_path or beside.with_suffix(".html"), asked=html_path is not None)
+    plan = writable(beside.with_name(f"{beside.stem}.plan.json"), asked=False)
+    sources = (saved.target.source, saved.target.start_from) if saved.target else ()
+    kept = None if data == run.resolve() else run  # with no other place for the JSON, RUN.json is to be replaced
+    apart(*(Path(source) for source in sources if source), kept, data, page, plan)
     options = ScanOptions(
         device=device, verify_steps=verify_steps, seeds=seeds, time_budget_seconds=time_budget,
         costs=costs, largest_batch=largest_batch or memory_limit is not None,
         memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
     )  # fmt: skip
-    with interrupted_once():
-        diagnosis, failure = attempted(lambda shown: verify_saved(saved, options, **shown), data)
-        deliver(diagnosis, data, page, plan, plotly)
+    with interruptible() as interruption:
+        diagnosis, stopped = attempted(lambda shown: verify_saved(saved, options, **shown), data, interruption)
+        failure = deliver(diagnosis, stopped, data, page, plan, plotly)
     if failure is not None:
         raise failure
     return exit_code(diagnosis, fail_on)

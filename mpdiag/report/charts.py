@@ -114,8 +114,8 @@ def loss_scale_figure(advice: LossScaleAdvice) -> Figure | None:
             "mode": "lines",
             "name": line.label.split(":")[0],
             "x": exponents,
-            "y": [share_position(line.read(p)) for p in points],
-            "customdata": [100 * line.read(p) for p in points],
+            "y": [_finite(share_position(line.read(p))) for p in points],
+            "customdata": [_finite(100 * line.read(p)) for p in points],
             "line": {"color": SHARE_COLOURS[line.key], "width": 2, "dash": dash},
             "hovertemplate": "%{customdata:.3g} %",
         }
@@ -137,6 +137,11 @@ def loss_scale_figure(advice: LossScaleAdvice) -> Figure | None:
     }
     layout["shapes"], layout["annotations"] = _marks(advice)
     return {"data": data, "layout": layout}
+
+
+def _finite(value: float) -> float | None:
+    """The value; what is not finite is null, which plotly draws as a gap."""
+    return value if math.isfinite(value) else None
 
 
 def _marks(advice: LossScaleAdvice) -> tuple[list[Figure], list[Figure]]:

@@ -68,6 +68,8 @@ def _reach(bands: Sequence[CurveBand], margin: float | None) -> float | None:
 
 
 def _area(band: CurveBand, x: Scale, y: Scale, colour: int) -> str:
-    there = [f"{x(s):g} {y(v):g}" for s, v in zip(band.steps, band.high or (), strict=True)]
-    back = [f"{x(s):g} {y(v):g}" for s, v in zip(band.steps, band.low or (), strict=True)]
+    if band.low is None or band.high is None:
+        return ""
+    there = [f"{x(s):g} {y(v):g}" for s, v in zip(band.steps, band.high, strict=True)]
+    back = [f"{x(s):g} {y(v):g}" for s, v in zip(band.steps, band.low, strict=True)]
     return f'<path class="band band-{colour}" d="M{"L".join([*there, *reversed(back)])}Z"/>'

@@ -10,10 +10,12 @@ from mpdiag.operations import NOT_OBSERVED, OpRole
 from mpdiag.report.accuracy_words import control_sentences, verdict_in_words
 from mpdiag.report.cost_words import cost_lines
 from mpdiag.report.islands import island_sentences
+from mpdiag.report.next_steps import steps_from
 from mpdiag.report.scale_words import drift_lines, plan_scale_lines, scale_lines
 
-SNIPPET_FOLLOWS = "train with:"
+STOPPED_BEFORE = "the scan was stopped before the verification"  # killed: whatever else ends a scan leaves its reason
 MAX_FINDINGS = 8  # a screen; the page has all
+OF_FP8 = "MP7"  # what FP8 would do, for who asks on the page: the terminal answers for FP16
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ def digest_of(diagnosis: Diagnosis) -> Digest:
     verdict, reason = verdict_of(diagnosis)
     advice = diagnosis.advice
     findings = advice.findings if advice else ()
-    shown = tuple((f.severity, f.code, f.message) for f in findings[:MAX_FINDINGS])
+    asked = [f for f in findings if f.severity != "info" or not f.code.startswith(OF_FP8)]
+    shown = tuple((f.severity, f.code, f.message) for f in asked[:MAX_FINDINGS])
     return Digest(
         heading=tuple(_heading(diagnosis)),
         verdict=verdict,
         verdict_reason=reason,
         why=tuple(_why(diagnosis)),
         findings=shown,
-        next_steps=tuple(_next_steps(diagnosis)),
+        next_steps=tuple(steps_from(diagnosis)),
         snippet=diagnosis.snippet,
         not_done=tuple(_not_done(diagnosis, len(findings) - len(shown))),
     )
@@ -54,6 +57,8 @@ def verdict_of(diagnosis: Diagnosis) -> tuple[str, str]:
         return diagnosis.verification.verdict or "none", diagnosis.verification.reason
     if diagnosis.reason is not None and diagnosis.reason != NOT_ASKED_FOR:
         return "none", f"the scan did not end: {diagnosis.reason}"
+    if diagnosis.reason is None:
+        return "none", f"not verified: {STOPPED_BEFORE}"
     errors = sum(f.severity == "error" for f in diagnosis.advice.findings) if diagnosis.advice else 0
     if errors:
         return "none", f"not verified; {_count(errors, 'finding')} to be mended first"
@@ -169,42 +174,11 @@ def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
         return [("foretold", "nothing to compare: FP16 overflowed everywhere")] if prediction.overflowed_tensors else []
     compared = sum(t.comparable for t in prediction.tensors)
     text = f"underflow as FP32 foretold it, within {prediction.median_error_points:.2f} percentage points (median)"
-    text += f" and {prediction.p95_error_points:.2f} (95 %), {compared} comparisons"
+    text += f" and {prediction.p95_error_points:.2f} (95 %)"
+    text += f", {compared} comparisons" if prediction.tensors else "; the comparisons were left out of this file"
     if prediction.overflowed_tensors:
         text += f"; {prediction.overflowed_tensors} more were broken by overflow"
     return [("foretold", text)]
-
-
-def _next_steps(diagnosis: Diagnosis) -> list[str]:
-    steps = []
-    if diagnosis.advice is not None:
-        if diagnosis.advice.keep_fp32:
-            steps.append("keep in FP32: " + ", ".join(diagnosis.advice.keep_fp32))
-        steps += [f"{f.code}: {f.remedy}" for f in diagnosis.advice.findings if f.severity == "error"]
-        steps += _more_seeds(diagnosis)
-        if diagnosis.snippet:
-            steps.append(SNIPPET_FOLLOWS)
-    if diagnosis.environment.gpu is None and diagnosis.advice is not None:
-        steps.append("scan again on a CUDA GPU for step time, memory, tensor cores and energy")
-    return list(dict.fromkeys(steps))
-
-
-MANY_SEEDS = 20  # more than anyone runs; a later stage of training, where seeds scatter less, decides sooner
-
-
-def _more_seeds(diagnosis: Diagnosis) -> list[str]:
-    """What would decide an undecided verification."""
-    run = diagnosis.verification
-    if run is None or run.verdict != "inconclusive":
-        return []
-    found = [c.test.seeds_needed for c in run.comparisons if c.candidate == "fp16" and c.test]
-    needed = max((n for n in found if n is not None), default=None)
-    if found and (needed is None or needed > MANY_SEEDS):
-        return [
-            "the seeds scatter too widely at this stage of training: scan again with more --verify-steps and a longer "
-            "--time-budget, or from a trained state with --start-from CHECKPOINT"
-        ]
-    return [f"scan again with --seeds {needed}"] if needed else []
 
 
 def _not_done(diagnosis: Diagnosis, hidden: int) -> list[str]:
@@ -229,7 +203,8 @@ def _not_done(diagnosis: Diagnosis, hidden: int) -> list[str]:
     if diagnosis.target is not None:
         lines += [note for note in diagnosis.target.notes if not note.startswith(DATA)]
     if verification is None:
-        lines.append("verification: mixed precision was not run")
+        why = STOPPED_BEFORE if diagnosis.reason is None else "mixed precision was not run"
+        lines.append(f"verification: {why}")
         return lines
     lines += verification.cut
     # a stage that was cut has said why already

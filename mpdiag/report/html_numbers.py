@@ -134,6 +134,8 @@ def nonfinite(number: float) -> str:
 
 def seconds(duration: float) -> str:
     """A duration for people."""
+    if not math.isfinite(duration):
+        return nonfinite(duration)
     if duration < 90:
         return f"{duration:.{1 if duration < 10 else 0}f}{THIN}s"
     return f"{duration / 60:.1f}{THIN}min"

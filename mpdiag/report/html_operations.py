@@ -74,7 +74,7 @@ def verdict_of(table: OpTable, log2_scale: int) -> tuple[str, str]:
         return "holds a mask", "dim"
     backward = table.direction == "backward"
     scale = log2_scale if backward else 0
-    largest = (table.abs_max or 0.0) * 2.0**scale
+    largest = (table.abs_max or 0.0) * 2.0 ** min(scale, 1023)  # no float is larger
     at = f" at {f'2^{scale}' if scale else 'scale 1'}" if backward else ""
     if not table.in_half:
         return ("needs its FP32" if largest >= FP16.overflows_at else "fits"), "dim"

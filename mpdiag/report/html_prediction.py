@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -26,21 +27,34 @@ class PredictionView:
     worst: tuple[TensorForecast, ...]
     states: str
     scales: Markup
+    errors: str
 
 
 def prediction_view(prediction: Prediction | None) -> PredictionView | None:
     """The chart and the worst tensors; None where nothing was compared."""
     if prediction is None or not prediction.tensors:
         return None
-    signal = [t for t in prediction.tensors if t.comparable]
+    signal = [t for t in prediction.tensors if t.comparable and math.isfinite(t.error_points)]
     trained = sorted({t.trained_steps for t in prediction.tensors})
     states = " and ".join("at the initial weights" if n == 0 else f"after {n} FP32 steps" for n in trained)
     scales = Markup(" and ").join(power(k) for k in sorted({t.log2_scale for t in prediction.tensors}))
     worst = sorted(signal, key=lambda t: -t.error_points)[:WORST]
-    return PredictionView(_scatter(signal), tuple(t for t in worst if t.error_points), states, scales)
+    told = tuple(t for t in worst if t.error_points)
+    return PredictionView(_scatter(signal), told, states, scales, _errors(prediction))
 
 
-def _scatter(tensors: list[TensorForecast]) -> Markup:
+def _errors(prediction: Prediction) -> str:
+    """How far off in the median and at the 95th percentile; empty where one of them is not known."""
+    median, p95 = prediction.median_error_points, prediction.p95_error_points
+    if median is None or p95 is None:
+        return ""
+    text = f"Underflow differs by {median:.3f} percentage points in the median and {p95:.3f} at the 95th percentile"
+    median, p95 = prediction.alone_median_error_points, prediction.alone_p95_error_points
+    alone = "" if median is None or p95 is None else f" (from each tensor's counts alone {median:.3f} and {p95:.3f})"
+    return f"{text}{alone}."
+
+
+def _scatter(tensors: Sequence[TensorForecast]) -> Markup:
     """Observed against predicted share, both on log axes; tensors at one place are one dot, larger for more."""
     x, y = Scale(_LOW, 0, LEFT, _RIGHT), upward(_LOW, 0)
     places: Counter[tuple[int, int]] = Counter()

@@ -8,6 +8,7 @@ from statistics import median
 from markupsafe import Markup
 
 from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
+from mpdiag.report.digest import STOPPED_BEFORE
 from mpdiag.report.html_numbers import power, prose, share, size
 from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
 
@@ -43,7 +44,7 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str, str]:
 
 def why_not_verified(diagnosis: Diagnosis) -> str:
     """The reason there is no verification."""
-    return diagnosis.reason or "the verification was not run"
+    return diagnosis.reason or STOPPED_BEFORE
 
 
 def why_no_advice(diagnosis: Diagnosis) -> str:

@@ -113,7 +113,7 @@ def _shares(table: TensorTable, log2_scale: int) -> ZoneShares | None:
     if table.noise_level or not table.signal.counts:
         return None
     usage = table.signal.usage(FP16, log2_scale)  # rounding noise is nothing that FP16 could lose
-    beyond = table.abs_max is not None and FP16.overflows(table.abs_max * 2.0**log2_scale)
+    beyond = table.abs_max is not None and FP16.overflows(table.abs_max * 2.0 ** min(log2_scale, 1023))
     return ZoneShares(usage, over_unseen=beyond and usage.overflow == 0)
 
 

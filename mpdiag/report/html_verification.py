@@ -53,7 +53,7 @@ def why_missing(trial: Trial, field: str) -> str:
 
 
 def figure(trial: Trial, field: str) -> Markup | None:
-    """One field of a trial but its metric, as printed; None where there is nothing."""
+    """One field of a trial, as printed; None where there is nothing."""
     if field == "losses":
         return value(trial.losses[-1]) if trial.losses else None
     found = getattr(trial, field)
@@ -68,7 +68,9 @@ def figure(trial: Trial, field: str) -> Markup | None:
     if field == "step_time_ms":
         return _step_time(trial, found)
     if field == "tensor_core":
-        return _pipes(found)
+        return _pipes(found) if found else None
+    if field == "metric":
+        return Markup(", ").join(Markup("{} {}").format(name, value(each)) for name, each in found.items()) or None
     return joules(found)
 
 

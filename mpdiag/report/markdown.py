@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from mpdiag.diagnosis import Diagnosis
-from mpdiag.report.digest import SNIPPET_FOLLOWS, digest_of
+from mpdiag.report.digest import digest_of
+from mpdiag.report.next_steps import SNIPPET_FOLLOWS
 
 
 def render(diagnosis: Diagnosis) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpdiag.diagnosis import Diagnosis
-from mpdiag.report.digest import SNIPPET_FOLLOWS, Digest, digest_of
+from mpdiag.report.digest import Digest, digest_of
+from mpdiag.report.next_steps import SNIPPET_FOLLOWS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -12,10 +12,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mpdiag.errors import UsageError, safe_text
+from mpdiag.target.optimizer_kind import changed_by, why_another_kind
 
 WEIGHTS = ("model", "state_dict", "model_state_dict")
-OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizers")
+OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizers", "optimizer_states")  # the last is Lightning's
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+SNIFFED_BYTES = 256  # enough to tell text from an archive
 NAMED = 4  # names in a message; the first few tell which model the file is of
 
 _SAVE = 'save it with torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)'
@@ -23,11 +25,15 @@ _SAVE = 'save it with torch.save({"model": model.state_dict(), "optimizer": opti
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, on the CPU, and the state_dict of each optimizer by its name ("" for one without a name)."""
+    """Tensors by name, on the CPU, and the state_dict of each optimizer by its name ("" for one without a name).
+
+    ordered: the optimizers came as a list: their names are numbers, and they are a job's in its own order.
+    """
 
     path: str
     weights: dict[str, torch.Tensor]
     optimizers: dict[str, Any] = field(default_factory=dict)
+    ordered: bool = False
 
     @property
     def note(self) -> str:
@@ -41,7 +47,10 @@ class Checkpoint:
         )
 
     def load_into(self, model: torch.nn.Module, source: str) -> None:
-        """Give a model these weights. Raises UsageError `checkpoint-does-not-fit` with the first names that differ."""
+        """Give a model these weights.
+
+        Raises UsageError `checkpoint-does-not-fit` with the first names that differ, and `checkpoint-not-finite`.
+        """
         own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
         weights = _unwrapped(self.weights, own)
         shapes = [
@@ -49,10 +58,16 @@ class Checkpoint:
             for name, value in own.items()
             if name in weights and weights[name].shape != value.shape
         ]
+        types = [
+            f"{name} is {weights[name].dtype} there and {value.dtype} here".replace("torch.", "")
+            for name, value in own.items()
+            if name in weights and not _holds(value, weights[name])
+        ]
         wrong = {
             "missing there": [name for name in own if name not in weights],
             "unknown here": [name for name in weights if name not in own],
             "of another shape": shapes,
+            "of another type": types,
         }
         if any(wrong.values()):
             said = "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in wrong.items() if names)
@@ -61,27 +76,42 @@ class Checkpoint:
                 f"{self.path} does not fit the model of {source}: {said}",
                 "give a checkpoint of this very model, with the sizes that the target file builds",
             )
+        trained = {name for name, _ in model.named_parameters()}
+        ruined = [name for name in own if not _usable(weights[name], name in trained)]
+        if ruined:
+            raise UsageError(
+                "checkpoint-not-finite",
+                f"{self.path}: {len(ruined)} of {len(own)} tensors are not finite: {_first(ruined)}",
+                "take a checkpoint from before the training diverged",
+            )
         model.load_state_dict(weights, strict=False)
 
-    def load_into_optimizers(self, optimizers: Mapping[str, torch.optim.Optimizer], source: str) -> None:
+    def load_into_optimizers(self, optimizers: Mapping[str, torch.optim.Optimizer], source: str) -> tuple[str, ...]:
         """Give optimizers this state, cast to their parameters' type and device; what is kept here stays as it was.
 
-        Raises UsageError `checkpoint-optimizer` where names, groups or parameters do not fit.
+        Returns the hyper-parameters that this changed, in words. Raises UsageError `checkpoint-optimizer` where names,
+        groups, parameters or the kind of optimizer do not fit.
         """
         if not self.optimizers:
-            return
+            return ()
         states = self.optimizers
-        if len(states) == len(optimizers) == 1:
+        if len(states) == len(optimizers) and (self.ordered or len(states) == 1):
             states = dict(zip(optimizers, states.values(), strict=True))  # with one of each, names do not matter
         if states.keys() != optimizers.keys():
             held = sorted(name for name in states if name) or "one optimizer"
+            held = f"{len(states)} optimizers" if self.ordered else held
             raise _misfit(f"{self.path} has the state of {held}, {source} builds {sorted(optimizers)}")
+        changed: dict[str, str] = {}
         for name, optimizer in optimizers.items():
+            if why := why_another_kind(optimizer, states[name]):
+                raise _misfit(f"{self.path} has the state of another optimizer than {source}: {why}")
+            changed = changed_by(optimizer, states[name]) | changed
             try:
                 optimizer.load_state_dict(states[name])
             except Exception as error:  # ValueError from torch, anything from an optimizer of the user's own
                 raise _misfit(f"{self.path} does not fit the optimizer of {source}: {safe_text(error)}") from error
             _own_copies(optimizer, states[name])
+        return tuple(changed.values())
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -98,21 +128,53 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle's own errors are of every kind
-        said = safe_text(error).split(". ")[0]
-        raise UsageError("not-a-checkpoint", f"{path}: torch.load, weights only: {said}", _SAVE) from None
+        said = _unreadable(path) or f"torch.load, weights only: {safe_text(error).split('. ')[0]}"
+        raise UsageError("not-a-checkpoint", f"{path}: {said}", _SAVE) from None
     weights = content
     if isinstance(content, Mapping):
         weights = next((content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)), content)
     tensors = {str(k): v for k, v in weights.items() if _is_tensor(v)} if isinstance(weights, Mapping) else {}
     if not tensors:
         raise UsageError("not-a-checkpoint", f"{path} holds no weights by name", _SAVE)
-    states: Mapping[str, Any] = next((content[key] for key in OPTIMIZERS if isinstance(content.get(key), Mapping)), {})
-    if not states or weights is content:  # in a plain state_dict every entry is the model's
+    if not isinstance(content, Mapping) or weights is content:  # in a plain state_dict every entry is the model's
         return Checkpoint(str(path), tensors)
-    named = {"": states} if "param_groups" in states else {str(k): v for k, v in states.items()}
+    states: Any = next((content[key] for key in OPTIMIZERS if isinstance(content.get(key), Mapping | list | tuple)), {})
+    ordered = not isinstance(states, Mapping)
+    if ordered:
+        named = {str(number): state for number, state in enumerate(states)}
+    else:
+        named = {"": states} if "param_groups" in states else {str(k): v for k, v in states.items()}
     if not all(isinstance(state, Mapping) and "param_groups" in state for state in named.values()):
         raise UsageError("not-a-checkpoint", f"{path}: its optimizer entry is no optimizer's state_dict", _SAVE)
-    return Checkpoint(str(path), tensors, named)
+    return Checkpoint(str(path), tensors, named, ordered)
+
+
+def _unreadable(path: str | Path) -> str | None:
+    """Why a file is nothing that torch.save writes, by its first bytes; None where it may be."""
+    with Path(path).open("rb") as file:
+        begin = file.read(SNIFFED_BYTES)
+    if not begin:
+        return "the file is empty"
+    if begin[8:9] == b"{":  # a length of 8 bytes, then JSON
+        return "a safetensors file, which torch.load does not read (safetensors.torch.load_file does)"
+    if begin.startswith((b"PK", b"\x80")) or b"\0" in begin:  # an archive, a pickle, or something binary
+        return None
+    return "a text file, not one that torch.save wrote"
+
+
+def _holds(own: torch.Tensor, there: torch.Tensor) -> bool:
+    """Whether a tensor of the model can take these numbers: a weight with a fraction no integers, a real no complex."""
+    if own.is_complex():
+        return there.is_complex() or there.is_floating_point()
+    return not there.is_complex() and (there.is_floating_point() or not own.is_floating_point())
+
+
+def _usable(value: torch.Tensor, trained: bool) -> bool:
+    """Whether a tensor can start a run: a buffer may hold infinities (masks do), nothing may hold NaN."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return True
+    wide = value.float() if value.element_size() == 1 else value  # FP8 has no isfinite
+    return bool(torch.isfinite(wide).all()) if trained else not bool(torch.isnan(wide).any())
 
 
 def _unwrapped(weights: dict[str, torch.Tensor], own: Mapping[str, Any]) -> dict[str, torch.Tensor]:

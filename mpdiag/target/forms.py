@@ -1,8 +1,7 @@
-"""The forms in which a target may give its loss, optimizer and metric, each turned into the one a Job has."""
+"""The forms in which a target may give its loss and optimizer, each turned into the one a Job has."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,50 +46,6 @@ def optimizers_of(
         return lambda model: _named(single(model)), ()
     note = f"the target builds no optimizer: AdamW(lr={DEFAULT_LEARNING_RATE:g}) was used"
     return lambda model: {ONLY: torch.optim.AdamW(model.parameters(), lr=DEFAULT_LEARNING_RATE)}, (note,)
-
-
-def margins_of(namespace: dict[str, Any], source: str) -> dict[str, float]:
-    """`MARGIN`, what the user lets count as equal, absolute; empty without it.
-
-    A number is for the metric (the loss, where there is none); a dict has one for "loss" or for metrics, by name.
-
-    Raises UsageError `target-margin` where one is not a finite number above zero.
-    """
-    given = namespace.get("MARGIN")
-    if given is None:
-        return {}
-    one = "metric" if contract.find(namespace, contract.METRIC) is not None else "loss"
-    margins = dict(given) if isinstance(given, Mapping) else {one: given}
-    for name, value in margins.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value <= 0:
-            raise UsageError(
-                "target-margin",
-                f"{source}: MARGIN for {name} is {value!r}, not a finite number above zero",
-                "MARGIN = 0.005 for the metric, or MARGIN = {'loss': 0.01, 'accuracy': 0.005}",
-            )
-    return {str(name): float(value) for name, value in margins.items()}
-
-
-def metric_of(namespace: dict[str, Any], source: str) -> Callable[[torch.nn.Module], dict[str, float]] | None:
-    """`evaluate(model)` with a bare number named "metric"; None when the target has none."""
-    evaluate = contract.find(namespace, contract.METRIC)
-    if evaluate is None:
-        return None
-
-    def metric(model: torch.nn.Module) -> dict[str, float]:
-        value = evaluate(model)
-        if isinstance(value, Mapping):
-            return {str(k): float(v) for k, v in value.items()}
-        if isinstance(value, bool) or not hasattr(value, "__float__"):
-            raise UsageError(
-                "metric-not-a-number",
-                f"{source}: evaluate(model) returned {type(value).__name__}",
-                "return a float, or a dict of floats by name",
-            )
-        return {"metric": float(value)}
-
-    return metric
 
 
 def _named(built: Any) -> Optimizers:

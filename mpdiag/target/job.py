@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,12 +54,23 @@ class Job:
     build_optimizers: Callable[[torch.nn.Module], Optimizers]
     evaluate: Callable[[torch.nn.Module], dict[str, float]] | None = None
     higher_is_better: bool = True
+    directions: Mapping[str, bool] | None = None  # by metric, the others by their names; None: the bool is for all
     synthetic_data: bool = False
     notes: tuple[str, ...] = ()
     margins: dict[str, float] = field(default_factory=dict)  # the user's own, absolute, by quantity
     checkpoint: Checkpoint | None = None  # where every run starts, instead of at initialisation
     target: str = ""  # what the user typed, for processes that load the job again
     _kept: tuple[int, Start] | None = field(default=None, repr=False)
+
+    @property
+    def better(self) -> Mapping[str, bool] | bool:
+        """Which way each metric is better, for compare_arms."""
+        return self.higher_is_better if self.directions is None else self.directions
+
+    @property
+    def lower_is_better(self) -> tuple[str, ...]:
+        """The metrics that the target itself names as better when lower, one by one."""
+        return tuple(name for name, higher in (self.directions or {}).items() if not higher)
 
     def start(self, seed: int, count: int) -> Start:
         """The start of a seed with at least `count` batches if the source has them; drawn once, then kept.
@@ -101,8 +113,13 @@ class Job:
         """The optimizers of a model, with the checkpoint's state where it has one."""
         with guarded("building the optimizer"):
             optimizers = self.build_optimizers(model)
+            for optimizer in optimizers.values():
+                _require_plain_step(optimizer, self.source)
             if self.checkpoint is not None:
-                self.checkpoint.load_into_optimizers(optimizers, self.source)
+                changed = self.checkpoint.load_into_optimizers(optimizers, self.source)
+                note = f"from the checkpoint, not from the target file: {', '.join(changed)}"
+                if changed and note not in self.notes:  # what the file itself says is known only now
+                    self.notes = (*self.notes, note)
         return optimizers
 
     def _module(self) -> torch.nn.Module:
@@ -112,6 +129,14 @@ class Job:
                 "target-no-model",
                 f"{self.source}: the model function returned {type(model).__name__}, not a torch.nn.Module",
                 "return the module itself",
+            )
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        lazy = next((name for name, tensor in tensors if torch.nn.parameter.is_lazy(tensor)), None)
+        if lazy is not None:
+            raise UsageError(
+                "lazy-model",
+                f"{self.source}: {lazy} has no shape yet (a lazy module, such as LazyLinear)",
+                "run one batch through the model in build_model, before you return it",
             )
         return model
 
@@ -124,6 +149,21 @@ class Job:
                 "return a DataLoader, a list of batches, or yield them",
             )
         return batches
+
+
+def _require_plain_step(optimizer: Any, source: str) -> None:
+    """Refuse an optimizer whose step cannot be called without a closure."""
+    try:
+        needed = [p.name for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
+    except (AttributeError, TypeError, ValueError):  # what it is shows when it is used
+        return
+    if "closure" in needed:
+        name = type(optimizer).__name__
+        raise UsageError(
+            "optimizer-needs-closure",
+            f"{source}: {name} needs a closure that computes the loss again, which GradScaler does not support",
+            f"mixed precision needs an optimizer that steps once a gradient, such as AdamW or SGD, not {name}",
+        )
 
 
 def _is_tensor(value: Any) -> bool:

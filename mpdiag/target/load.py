@@ -10,16 +10,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from mpdiag.errors import MpdiagError, UsageError
+from mpdiag.errors import MpdiagError, UsageError, safe_text
 from mpdiag.target import contract
 from mpdiag.target.checkpoint import read_checkpoint
-from mpdiag.target.forms import losses_of, margins_of, metric_of, optimizers_of
+from mpdiag.target.forms import losses_of, optimizers_of
 from mpdiag.target.job import Job
+from mpdiag.target.metrics import BY_NAME, directions_of, margins_of, metric_of
 from mpdiag.target.user_code import guarded
+
+_Said = TypeVar("_Said")
 
 EXAMPLE = "`def build_model()` and `def train_batches()`; see README, 'A target file'"
 
@@ -48,7 +51,10 @@ def load_job(target: str, start_from: str | Path | None = None) -> Job:
     if isinstance(model, torch.nn.Module):
         notes = (*notes, "the model is an instance, not a function: every seed starts from the same weights")
     if "DATA_SOURCE" in namespace:
-        notes = (*notes, f"data: {namespace['DATA_SOURCE']}")
+        notes = (*notes, f"data: {_said(namespace, 'DATA_SOURCE', str, source)}")
+    evaluate, directions = metric_of(namespace, source), directions_of(namespace, source)
+    if evaluate is not None and directions == {}:
+        notes = (*notes, BY_NAME)
     if checkpoint is not None:
         notes = (*notes, checkpoint.note)
     return Job(
@@ -58,14 +64,27 @@ def load_job(target: str, start_from: str | Path | None = None) -> Job:
         train_batches=_source(batches),
         losses=losses_of(namespace, source),
         build_optimizers=build_optimizers,
-        evaluate=metric_of(namespace, source),
-        higher_is_better=bool(namespace.get("HIGHER_IS_BETTER", namespace.get("higher_is_better", True))),
-        synthetic_data=bool(namespace.get("SYNTHETIC_DATA", False)),
+        evaluate=evaluate,
+        higher_is_better=directions if isinstance(directions, bool) else any(directions.values()) or not directions,
+        directions=None if isinstance(directions, bool) else directions,
+        synthetic_data=_said(namespace, "SYNTHETIC_DATA", bool, source) if "SYNTHETIC_DATA" in namespace else False,
         notes=notes,
         margins=margins_of(namespace, source),
         checkpoint=checkpoint,
         target=target,
     )
+
+
+def _said(namespace: dict[str, Any], name: str, kind: Callable[[Any], _Said], source: str) -> _Said:
+    """A setting of the file as text or as a bool; its own methods may raise."""
+    try:
+        return kind(namespace[name])
+    except Exception as error:
+        what = "text" if kind is str else "True or False"
+        raise UsageError(
+            "target-setting", f"{source}: {name} is not {what}: {type(error).__name__}: {safe_text(error)}",
+            f"give {name} as {what}",
+        ) from None  # fmt: skip
 
 
 def _name(source: str) -> str:

@@ -28,6 +28,7 @@ def target_record(job: Job, start: Start) -> TargetRecord:
         samples_per_step=samples_in(start.batch(0)),
         metric=None if job.evaluate is None else "evaluate(model)",
         higher_is_better=job.higher_is_better,
+        lower_is_better=job.lower_is_better,
         notes=job.notes,
         start_from=None if job.checkpoint is None else job.checkpoint.path,
         structure=structure_of(model),

@@ -13,6 +13,8 @@ _OURS = str(Path(__file__).resolve().parents[1])
 _HOOKS = str(Path(_OURS) / "capture")
 _DEVICE_WORDS = ("same device", "Input type", "Expected object of device", "is not on the expected device")
 
+_CPU_MEMORY = "DefaultCPUAllocator"  # "can't allocate memory" on Linux, "not enough memory" on Windows
+
 
 @contextmanager
 def guarded(doing: str) -> Iterator[None]:
@@ -39,11 +41,16 @@ def _translated(error: BaseException, doing: str) -> UserCodeError:
     if any(words in first for words in _DEVICE_WORDS):
         slug = "wrong-device"
         hint = "create tensors on the model's device (next(model.parameters()).device); mpdiag moves model and batches"
-    elif type(error).__name__ == "OutOfMemoryError":
+    elif _is_out_of_memory(error, first):
         slug, hint = "out-of-memory", "yield smaller batches from train_batches()"
     elif isinstance(error, SystemExit):
         hint = "a target file must not call sys.exit() when it is imported or used"
     return UserCodeError(slug, f"{type(error).__name__} while {doing}: {first}", hint, trimmed(error))
+
+
+def _is_out_of_memory(error: BaseException, first: str) -> bool:
+    """Of a GPU, of Python and NumPy, or of torch on a CPU, which raises a plain RuntimeError."""
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _CPU_MEMORY in first
 
 
 def _is_ours(error: BaseException) -> bool:

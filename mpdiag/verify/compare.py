@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from mpdiag.accuracy import PairedTest
 from mpdiag.diagnosis import Comparison, Trial
+from mpdiag.target.metrics import higher_is_better as is_higher_better
 from mpdiag.verify.arms import BASELINE
 from mpdiag.verify.paired_test import LOSS_FLOOR, METRIC_FLOOR, Judgement, Margin, judge, margin_for, seeds_needed
 
@@ -27,10 +28,11 @@ Pairs = Sequence[tuple[Trial, Trial]]
 
 
 def compare_arms(
-    trials: Sequence[Trial], higher_is_better: bool, margins: Mapping[str, float] | None = None
+    trials: Sequence[Trial], higher_is_better: Mapping[str, bool] | bool, margins: Mapping[str, float] | None = None
 ) -> tuple[Comparison, ...]:
     """Every arm against the baseline: loss and each metric.
 
+    higher_is_better: for every metric, or by name; a metric that is not in it goes by the words in its name.
     margins: the user's own, absolute, by quantity ("loss" or a metric's name; "metric" is for every metric).
     """
     baseline = {t.seed: t for t in trials if t.arm == BASELINE}
@@ -39,7 +41,8 @@ def compare_arms(
         pairs = [(baseline[t.seed], t) for t in trials if t.arm == arm and t.seed in baseline]
         names = list(dict.fromkeys(name for b, _ in pairs for name in (b.metric or {})))
         for name in ("loss", *names):
-            found.append(_quantity(name, arm, pairs, list(baseline.values()), higher_is_better, margins or {}))
+            lower = name == "loss" or not is_higher_better(name, higher_is_better)
+            found.append(_quantity(name, arm, pairs, list(baseline.values()), lower, margins or {}))
     return tuple(found)
 
 
@@ -92,7 +95,7 @@ def _quantity(
     arm: str,
     pairs: Pairs,
     baseline: Sequence[Trial],
-    higher_is_better: bool,
+    lower_is_better: bool,
     margins: Mapping[str, float],
 ) -> Comparison:
     used = distinct(pairs)
@@ -113,7 +116,7 @@ def _quantity(
     else:
         differences = [c - b for b, c in zip(base, other, strict=True)]
         difference = statistics.fmean(differences)
-        judgement = judge(differences, margin.value, name == "loss" or not higher_is_better, margin.beyond)
+        judgement = judge(differences, margin.value, lower_is_better, margin.beyond)
         if judgement.verdict == "inconclusive":
             needed = seeds_needed(judgement, margin)
             reason = f"needs about {needed} seeds" if needed else "more seeds would hardly decide it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from mpdiag.measure.resize import halved
 from mpdiag.settings import MAX_HALVINGS, TRAINING_SHARE
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import samples_in
+from mpdiag.target.metrics import metric_notes
 from mpdiag.training.session import open_session
 from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
 from mpdiag.verify.compare import compare_arms
@@ -45,7 +46,7 @@ class VerificationRun:
     job: Job
     advice: Advice
     device: torch.device
-    higher_is_better: bool = True
+    higher_is_better: Mapping[str, bool] | bool = True
     on_progress: Callable[[], None] = lambda: None
     trials: list[Trial] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
@@ -76,12 +77,16 @@ class VerificationRun:
             reason,
             self.prediction,
             self.prediction_reason,
-            (*self.cut, *(self.costs.cut if self.costs is not None else ())),
-            None if interrupted else train_with(comparisons),
+            (*self.cut, *(self.costs.cut if self.costs is not None else ()), *self._metric_notes()),
+            None if interrupted else train_with(comparisons, self.advice),
             curves=curve_bands(trials),
             controls=control_outcomes(comparisons),
             costs=costs,
         )
+
+    def _metric_notes(self) -> tuple[str, ...]:
+        measured = (name for trial in self.trials for name in trial.metric or {})
+        return metric_notes(measured, self.job.margins, self.job.better)
 
     def predict(self, capture: Capture, seed: int, steps: int) -> None:
         """Compare what the FP32 counts foretell with what FP16 does, after 0 and after `steps` FP32 steps."""

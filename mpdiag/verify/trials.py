@@ -10,6 +10,7 @@ import torch
 from mpdiag.diagnosis import Trial
 from mpdiag.errors import MpdiagError
 from mpdiag.target import Job, Start
+from mpdiag.target.metrics import NO_METRIC
 from mpdiag.training.precision import emulated
 from mpdiag.training.session import open_session, total
 from mpdiag.verify.arms import BASELINE, Arm
@@ -42,7 +43,9 @@ def train_arm(
                 reasons["metric"] = "the target defines no evaluate(model)"
             else:
                 try:
-                    metric = run.evaluate()
+                    metric = run.evaluate() or None  # a dict without an entry is no metric
+                    if metric is None:
+                        reasons["metric"] = NO_METRIC
                 except MpdiagError as failure:
                     if arm.name == BASELINE:
                         raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpdiag.diagnosis import Advice, Comparison, Trial
+from mpdiag.advice.checks.optimizer_state import NOTHING_TRAINS
+from mpdiag.diagnosis import Advice, Comparison, Finding, Trial
 from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN
 from mpdiag.verify.compare import NOT_FINITE
 
@@ -15,16 +16,33 @@ NAMED = 4  # modules in the verdict's sentence; the plan has all
 _COSTS = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")
 
 
-def train_with(comparisons: Sequence[Comparison]) -> str | None:
+def train_with(comparisons: Sequence[Comparison], advice: Advice | None = None) -> str | None:
     """FP16 where it keeps up with FP32, else FP16 with its plan where that does, else BF16 where that does, else None.
 
-    Three arms that were all worse would get three chances to pass by mistake: at most 15 % instead of 5 %.
+    Three arms that were all worse would get three chances to pass by mistake: at most 15 % instead of 5 %. None where
+    the advice says that nothing trains.
     """
+    if advice is not None and _nothing_trains(advice):
+        return None
     return next((arm for arm in (FP16, FP16_PLAN, BF16) if _state(arm, comparisons) in PASSED), None)
 
 
 def decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> tuple[str, str]:
-    """(verdict, one sentence). FP16 decides; where it fails, FP32 islands are the way out, or BF16."""
+    """(verdict, one sentence). FP16 decides; where it fails, FP32 islands are the way out, or BF16.
+
+    Where no weight changes in FP32, nothing can be shown to train: a go becomes inconclusive.
+    """
+    verdict, reason = _decide(advice, trials, comparisons)
+    if verdict in ("go", "go-with-changes") and (found := _nothing_trains(advice)):
+        return "inconclusive", f"{found.message} ({found.code})"
+    return verdict, reason
+
+
+def _nothing_trains(advice: Advice) -> Finding | None:
+    return next((finding for finding in advice.findings if finding.code == NOTHING_TRAINS), None)
+
+
+def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> tuple[str, str]:
     half, brain, planned = (_state(arm, comparisons) for arm in (FP16, BF16, FP16_PLAN))
     errors = [f for f in advice.findings if f.severity == "error"]
     how, beside = _horizon(FP16, trials), _horizon(BF16, trials)

@@ -41,7 +41,7 @@ from mpdiag.advice.checks.operations import (
     SumOverflow,
 )
 from mpdiag.advice.checks.operators import AutocastFails, BceUnsafe, LossInHalf, MustStayFp32
-from mpdiag.advice.checks.optimizer_state import BetaRoundsToOne, EpsOfOptimizer, SecondMomentUnderflow
+from mpdiag.advice.checks.optimizer_state import BetaRoundsToOne, EpsOfOptimizer, NothingTrains, SecondMomentUnderflow
 from mpdiag.advice.checks.performance import (
     LatencyBound,
     LowProductShare,
@@ -110,6 +110,7 @@ CAPTURE_CHECKS: tuple[Check, ...] = (
     ScalerWithBf16(),
     LossScaledTwice(),
     RowsRepeated(),
+    NothingTrains(),
     Fp8Underflow(),
     Fp8DelayedSpike(),
     Fp8Alignment(),

@@ -1,4 +1,4 @@
-"""MP506 to MP508: what an optimizer computes with in 16 bits. Silent where its state is FP32."""
+"""MP506 to MP508: what an optimizer computes with in 16 bits. MP518: it moves nothing, in any precision."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mpdiag.formats import FP16
 from mpdiag.loop import HALF
 
 _LOST_BY_FEW = 0.05  # of the gradients' elements: the 5 % of the paper's figure 2b, the least it calls relevant
+
+NOTHING_TRAINS = "MP518"  # the verdict asks for it by its code
 
 
 class EpsOfOptimizer(Check):
@@ -119,3 +121,38 @@ class BetaRoundsToOne(Check):
                     {"betas": str(group.betas), "dtype": group.betas_dtype},
                     f"torch.optim.{group.kind}(parameters, betas=(0.9, 0.999))\n",
                 )
+
+
+class NothingTrains(Check):
+    """No weight changes in any FP32 step that was observed.
+
+    Why it is bad: a job that does not train gives the same losses in every precision, so its verification shows
+    nothing. The verdict is then inconclusive.
+
+    Threshold: every element of every weight update is zero.
+
+    Remedy: a learning rate above zero. A schedule with a warm-up sets it to 0 when it is built, and only the job's own
+    loop would raise it again.
+
+    Source: how `mpdiag scan` trains (README, "A target file").
+    """
+
+    code: ClassVar[str] = NOTHING_TRAINS
+    name: ClassVar[str] = "nothing-trains"
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one."""
+        updates = [t for t in capture.of_kind(TensorKind.WEIGHT_UPDATE) if t.elements]
+        if not updates or any(t.histogram.finite_nonzero + t.histogram.infs + t.histogram.nans for t in updates):
+            return
+        rates = {group.lr for group in (capture.loop.groups if capture.loop else ())}
+        stopped = rates == {0.0}
+        yield self.finding(
+            "warning",
+            "the optimizer",
+            f"no weight changed in {capture.steps} FP32 steps{', for the learning rate is 0' if stopped else ''}: "
+            "equal losses say nothing of a precision",
+            "give the optimizer a learning rate above zero; a warm-up schedule that is built with it sets it to 0",
+            {"steps": capture.steps, "weights": len(updates), "lr": 0.0 if stopped else None},
+            "return torch.optim.AdamW(model.parameters(), lr=1e-3)  # without a scheduler\n",
+        )

@@ -1,0 +1,59 @@
+"""What to do next: one line a step, the most needed first."""
+
+from __future__ import annotations
+
+from mpdiag.diagnosis import Diagnosis, Verification
+from mpdiag.report.cost_words import launch_bound, ratio_of
+
+SNIPPET_FOLLOWS = "train with:"
+MANY_SEEDS = 20  # more than anyone runs; a later stage of training, where seeds scatter less, decides sooner
+OUT_OF_TIME = ("not run, the time budget was used up", "to keep the time budget of")  # in the words of what was cut
+
+
+def steps_from(diagnosis: Diagnosis) -> list[str]:
+    """The steps; after SNIPPET_FOLLOWS comes the diagnosis's code to paste."""
+    steps = []
+    advice, run = diagnosis.advice, diagnosis.verification
+    if advice is not None:
+        if advice.keep_fp32:
+            steps.append("keep in FP32: " + ", ".join(advice.keep_fp32))
+        steps += [f"{f.code}: {f.remedy}" for f in advice.findings if f.severity == "error"]
+        if run is not None:
+            steps += _to_decide(diagnosis, run) if run.verdict == "inconclusive" else _worth_it(run)
+        if diagnosis.snippet:
+            steps.append(SNIPPET_FOLLOWS)
+    if diagnosis.environment.gpu is None and advice is not None:
+        steps.append("on a CUDA GPU, for step time, memory, tensor cores and energy: mpdiag verify RUN.json")
+    return list(dict.fromkeys(steps))
+
+
+def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
+    """What would decide an undecided verification: its cause first, for each asks for something else."""
+    judged = [c for c in run.comparisons if c.candidate == "fp16" and c.test]
+    seeds = len({t.seed for t in run.trials if t.arm == "fp16"})
+    if any(c.seeds < seeds for c in judged):
+        return [
+            "every seed gave the same FP32 run: let train_batches() shuffle with torch's generator (torch.randperm, or "
+            "a DataLoader with shuffle=True), so that a seed changes something, and scan again"
+        ]
+    if seeds < 2 and any(words in line for line in run.cut for words in OUT_OF_TIME):
+        return ["scan again with a longer --time-budget: this one ended before a second seed was trained"]
+    found = [c.test.seeds_needed for c in judged if c.test]
+    needed = max((n for n in found if n is not None), default=None)
+    if found and (needed is None or needed > MANY_SEEDS):
+        begun = diagnosis.target is not None and diagnosis.target.start_from is not None
+        later = "" if begun else ", or from a trained state with --start-from CHECKPOINT"
+        return [
+            "the seeds scatter too widely at this stage of training: scan again with more --verify-steps and a longer "
+            f"--time-budget{later}"
+        ]
+    return [f"scan again with --seeds {needed}"] if needed else []
+
+
+def _worth_it(run: Verification) -> list[str]:
+    """That FP16 may be used and yet is not worth it, where its steps take longer."""
+    time = ratio_of(run, "step_time_ms", "fp16")
+    if time is None or time.verdict != "worse" or time.difference is None:
+        return []
+    first = "a larger batch, torch.compile or CUDA graphs come first" if launch_bound(run.costs.kernels, "fp16") else ""
+    return [f"FP16 saves no time on this job as it is (x{time.difference:.2f})" + (f": {first}" if first else "")]

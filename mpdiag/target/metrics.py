@@ -1,0 +1,163 @@
+"""What a target says of its metric: how to compute it, which way is better, and what counts as equal."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from mpdiag.errors import UsageError
+from mpdiag.target import contract
+
+LOSS, METRIC_LOSS = "loss", "metric loss"
+"""The training loss, and what a metric is called that the user named "loss"."""
+
+TAKEN = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")  # quantities that mpdiag measures itself
+EVERY = "metric"  # a bare number's name; in MARGIN it is for every metric
+
+NO_METRIC = "evaluate gave no metric"
+BY_NAME = "HIGHER_IS_BETTER is not set: a higher metric is taken as better, unless its name says loss or error"
+
+_LOWER = frozenset(
+    "loss losses perplexity ppl error errors err mse mae rmse wer cer fid distance".split()
+)  # the usual names of what is minimised
+_TURNED = frozenset(("neg", "negative"))  # neg_mean_squared_error, as scikit-learn's scorers are called
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # eval_loss, evalLoss, WERScore, rmse2
+
+
+def metric_of(namespace: dict[str, Any], source: str) -> Callable[[torch.nn.Module], dict[str, float]] | None:
+    """`evaluate(model)` with a bare number named "metric"; None when the target has none.
+
+    What it calls "loss" becomes METRIC_LOSS, for "loss" is the training loss everywhere. The function raises UsageError
+    `metric-not-a-number`, and `target-metric` where a name is one of TAKEN.
+    """
+    evaluate = contract.find(namespace, contract.METRIC)
+    if evaluate is None:
+        return None
+
+    def metric(model: torch.nn.Module) -> dict[str, float]:
+        value = evaluate(model)
+        if not isinstance(value, Mapping):
+            return {EVERY: _number(value, source)}
+        named = {str(name): _number(each, source) for name, each in value.items()}
+        if taken := [name for name in named if name in TAKEN or (name == METRIC_LOSS and LOSS in named)]:
+            raise _wrong(
+                f"{source}: evaluate gives a metric named {taken[0]}, which is the name of something else here",
+                "give the metric another name",
+            )
+        return {METRIC_LOSS if name == LOSS else name: each for name, each in named.items()}
+
+    return metric
+
+
+def directions_of(namespace: dict[str, Any], source: str) -> Mapping[str, bool] | bool:
+    """`HIGHER_IS_BETTER`: a bool for every metric, or one for each by name; empty where the target says nothing.
+
+    Raises UsageError `target-metric` for anything else.
+    """
+    given = namespace.get("HIGHER_IS_BETTER", namespace.get("higher_is_better"))
+    if given is None:
+        return {}
+    if isinstance(given, bool):
+        return given
+    named = dict(given) if isinstance(given, Mapping) else {"": given}
+    for name, value in named.items():
+        if not isinstance(value, bool):
+            what = f"HIGHER_IS_BETTER for {name}" if name else "HIGHER_IS_BETTER"
+            raise _wrong(
+                f"{source}: {what} is {_shown(value)}, neither True nor False",
+                "HIGHER_IS_BETTER = False, or HIGHER_IS_BETTER = {'accuracy': True, 'perplexity': False}",
+            )
+    return {METRIC_LOSS if name == LOSS else str(name): value for name, value in named.items()}
+
+
+def higher_is_better(name: str, directions: Mapping[str, bool] | bool) -> bool:
+    """Whether more of a metric is better: as the target says, else by the words in its name."""
+    if isinstance(directions, bool):
+        return directions
+    if name in directions:
+        return directions[name]
+    words = {word.lower() for word in _WORD.findall(name)}
+    return not words & _LOWER or bool(words & _TURNED)
+
+
+def margins_of(namespace: dict[str, Any], source: str) -> dict[str, float]:
+    """`MARGIN`, what the user lets count as equal, absolute; empty without it.
+
+    A number is for the metric (the loss, where there is none); a dict has one for "loss" or for metrics, by name.
+
+    Raises UsageError `target-margin` where one is not a finite number above zero.
+    """
+    given = namespace.get("MARGIN")
+    if given is None:
+        return {}
+    one = EVERY if contract.find(namespace, contract.METRIC) is not None else LOSS
+    margins = dict(given) if isinstance(given, Mapping) else {one: given}
+    for name, value in margins.items():
+        if not _is_margin(value):
+            raise UsageError(
+                "target-margin",
+                f"{source}: MARGIN for {name} is {_shown(value)}, not a finite number above zero",
+                "MARGIN = 0.005 for the metric, or MARGIN = {'loss': 0.01, 'accuracy': 0.005}",
+            )
+    return {str(name): float(value) for name, value in margins.items()}
+
+
+def metric_notes(
+    measured: Iterable[str], margins: Mapping[str, float], directions: Mapping[str, bool] | bool
+) -> tuple[str, ...]:
+    """What the target says of metrics that evaluate does not give; nothing where none was measured.
+
+    measured: the names that evaluate gave.
+    """
+    names = list(dict.fromkeys(measured))
+    if not names:
+        return ()
+    told = {
+        "MARGIN": [name for name in margins if name not in (LOSS, EVERY)],
+        "HIGHER_IS_BETTER": [] if isinstance(directions, bool) else list(directions),
+    }
+    notes = []
+    for setting, given in told.items():
+        for name in given:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                meant = f"it gives {near[0]}" if near else f"it gives {', '.join(names)}"
+                written = LOSS if name == METRIC_LOSS and setting == "HIGHER_IS_BETTER" else name
+                notes.append(f"{setting} names {written}, which evaluate does not give: {meant}")
+    return tuple(notes)
+
+
+def _number(value: Any, source: str) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise UsageError(
+            "metric-not-a-number",
+            f"{source}: evaluate(model) returned {type(value).__name__}",
+            "return a float, or a dict of floats by name",
+        )
+    return float(value)
+
+
+def _is_margin(value: Any) -> bool:
+    try:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value) and value > 0
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value of the user's, as short as it is wrong."""
+    try:
+        text = repr(value)
+    except Exception:  # also a whole number of more digits than Python prints
+        text = ""
+    return text if 0 < len(text) <= 60 and "\n" not in text else f"of type {type(value).__name__}, too long to show"
+
+
+def _wrong(message: str, hint: str) -> UsageError:
+    return UsageError("target-metric", message, hint)
