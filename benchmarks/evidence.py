@@ -10,6 +10,7 @@ page, and writes README.md and the tables from the JSONs alone.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,16 @@ def index(out: Path) -> None:
     lines += ["", *(f"- [{name}.md]({name}.md): {about}" for name, (_, about) in PAGES.items() if there(name)), ""]
     (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
     for name, (page, _) in ((n, p) for n, p in PAGES.items() if there(n)):
+        without_folders(out / f"{name}.json")
         (out / f"{name}.md").write_text(page(json.loads((out / f"{name}.json").read_text())), encoding="utf-8")
+
+
+def without_folders(path: Path) -> None:
+    """Leave the folders of the machine it ran on out of a record's command: only its own are a reader's."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    told = re.sub(r"(?<=\s)/\S*/(?=\S+\.json)", "", str(record.get("command", "")))
+    if told != record.get("command", ""):
+        path.write_text(json.dumps(record | {"command": told}, indent=1), encoding="utf-8")
 
 
 def main() -> None:
