@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 DATA_SOURCE = "the source text of Python's standard library"
+HIGHER_IS_BETTER = True
 LARGE = os.environ.get("EXAMPLE_SIZE", "large" if torch.cuda.is_available() else "small") == "large"
 WIDTH, LAYERS, LENGTH, BATCH, VOCABULARY = (512, 8, 128, 64, 8_192) if LARGE else (64, 2, 32, 8, 512)
 HEAD = 64 if LARGE else 16

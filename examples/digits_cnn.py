@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
+HIGHER_IS_BETTER = True
+
 BATCH = 128
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+HIGHER_IS_BETTER = True
+
 LARGE = os.environ.get("EXAMPLE_SIZE", "large" if torch.cuda.is_available() else "small") == "large"
 WIDTH, BATCH, TRAINED, TESTED = (64, 256, 20_000, 2_000) if LARGE else (8, 32, 1_000, 200)
 SIDE, CLASSES = 32, 10

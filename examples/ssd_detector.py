@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 
 DATA_SOURCE = "scikit-learn's digits pasted on patches of its two photos, made for this example"
+HIGHER_IS_BETTER = True
 SYNTHETIC_DATA = True
 LARGE = os.environ.get("EXAMPLE_SIZE", "large" if torch.cuda.is_available() else "small") == "large"
 SIDE, WIDTH, BATCH, TRAINED, TESTED = (192, 48, 32, 1_600, 128) if LARGE else (64, 8, 8, 96, 32)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 DATA_SOURCE = "the source text of Python's standard library"
+HIGHER_IS_BETTER = True
 LARGE = os.environ.get("EXAMPLE_SIZE", "large" if torch.cuda.is_available() else "small") == "large"
 WIDTH, WIDE, LAYERS, LENGTH, BATCH, VOCABULARY = (512, 2048, 6, 256, 32, 8_192) if LARGE else (64, 128, 2, 40, 8, 512)
 HEAD = 64 if LARGE else 16
