@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from paper_jobs import JOBS, PaperJob
+from paper_records import ARMS, MISSING, Record, entries, judged, missing, name_of, number_of, shown, why_not
+from paper_sentences import sentence
 
-ARMS = {"fp16": "mixed", "fp16-unscaled": "mixed unscaled", "fp16-pure": "pure FP16"}
 COSTS = {"peak_memory_bytes": "memory", "step_time_ms": "step time", "energy_joules_per_sample": "energy"}
 WORDS = {"inconclusive": "undecided", "not-measured": "not measured"}
-MISSING = "not measured"
-Record = dict[str, Any]
 
 HEAD = """# The paper again
 
@@ -38,11 +36,6 @@ COLUMNS = (
 )
 
 
-def missing(reason: str | None) -> str:
-    """Why a figure is not there, said once."""
-    return f"{MISSING}: {(reason or 'not in the JSON').removeprefix(f'{MISSING}: ')}"
-
-
 def page(records: dict[str, Record]) -> str:
     """The page for the records by the names of their files: NAME, NAME-late, NAME-training."""
     rows, said, cut = [], [], []
@@ -54,7 +47,7 @@ def page(records: dict[str, Record]) -> str:
                 continue
             rows.append(_row(job, state, record, training))
             cut += _cut(job, state, record)
-        said.append(_sentence(job, states, training))
+        said.append(sentence(job, states, training))
     lines = [HEAD.replace("{machine}", _machine(records)), _line([*COLUMNS]), "| --- " * len(COLUMNS) + "|", *rows]
     lines += ["", "## What showed", "", *said, ""]
     lines += ["## The jobs", "", *_jobs(records), ""]
@@ -78,8 +71,8 @@ def _machine(records: dict[str, Record]) -> str:
 
 def _row(job: PaperJob, state: str, record: Record | None, training: Record) -> str:
     cells = [job.name, state, f"{job.fp32} ({job.source})", job.mixed, job.unscaled]
-    if not record or not _all(record, "trials"):
-        return _line([*cells, _why_not(record, state, training), *[""] * 7])
+    if not record or not entries(record, "trials"):
+        return _line([*cells, why_not(record, state, training), *[""] * 7])
     cells.append(_baseline(record))
     cells += [_arm(record, arm) for arm in ARMS]
     cells += (
@@ -95,66 +88,27 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
-def _why_not(record: Record | None, state: str, training: Record) -> str:
-    if record is None:
-        failed = training.get("error") if state == "late" else None
-        return f"not run: {failed}" if failed else "not run"
-    return f"not run: {record.get('error') or record.get('reason') or (record.get('verification') or {}).get('reason')}"
-
-
-def _all(record: Record, part: str) -> list[Record]:
-    """The trials or the comparisons of a diagnosis."""
-    return [entry for entry in (record.get("verification") or {}).get(part) or [] if isinstance(entry, dict)]
-
-
 def _cuts(record: Record) -> list[str]:
     return [str(line) for line in (record.get("verification") or {}).get("cut") or [] if line]
 
 
-def _number(value: Any) -> float | None:
-    """A number of the JSON, which writes those that are none as words."""
-    if value is None or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _shown(value: Any) -> str:
-    number = _number(value)
-    if number is None:
-        return MISSING
-    return f"{number:.4g}" if math.isfinite(number) else "not finite"
-
-
-def _comparisons(record: Record, arm: str) -> list[Record]:
-    """Of losses and metrics, the metrics first: they are what the paper prints."""
-    of_arm = [c for c in _all(record, "comparisons") if c.get("candidate") == arm]
-    return sorted((c for c in of_arm if not c.get("is_ratio")), key=lambda c: c.get("quantity") == "loss")
-
-
 def _baseline(record: Record) -> str:
-    found = next((c for arm in (*ARMS, "bf16") if (c := _comparisons(record, arm))), [])
+    found = next((c for arm in (*ARMS, "bf16") if (c := judged(record, arm))), [])
     if found:
-        return ", ".join(f"{_name(c)} {_shown(c.get('baseline_value'))}" for c in found)
+        return ", ".join(f"{name_of(c)} {shown(c.get('baseline_value'))}" for c in found)
     return MISSING
 
 
-def _name(comparison: Record) -> str:
-    return str(comparison.get("quantity", "?")).replace("_", " ")
-
-
 def _arm(record: Record, arm: str) -> str:
-    found = _comparisons(record, arm)
+    found = judged(record, arm)
     if not found:
         return f"not run: {next((line for line in _cuts(record) if f'arm {arm}' in line), 'no reason given')}"
     return ", ".join(f"{_value(c)} {_verdict(c)}" for c in found)
 
 
 def _value(comparison: Record) -> str:
-    value = _number(comparison.get("candidate_value"))
-    return "not finite:" if value is None or not math.isfinite(value) else f"{_name(comparison)} {value:.4g}"
+    value = number_of(comparison.get("candidate_value"))
+    return "not finite:" if value is None or not math.isfinite(value) else f"{name_of(comparison)} {value:.4g}"
 
 
 def _verdict(comparison: Record) -> str:
@@ -164,16 +118,17 @@ def _verdict(comparison: Record) -> str:
 
 def _cost(record: Record, quantity: str) -> str:
     found = next(
-        (c for c in _all(record, "comparisons") if c.get("candidate") == "fp16" and c.get("quantity") == quantity), {}
+        (c for c in entries(record, "comparisons") if c.get("candidate") == "fp16" and c.get("quantity") == quantity),
+        {},
     )
-    ratio = _number(found.get("difference"))
+    ratio = number_of(found.get("difference"))
     if ratio is None:
         return missing(found.get("reason"))
     text = f"{ratio:.2f}"
-    ends = [_number(end) for end in found.get("interval") or []]
+    ends = [number_of(end) for end in found.get("interval") or []]
     if len(ends) == 2 and None not in ends:
         text += f" ({ends[0]:.2f} to {ends[1]:.2f})"
-    base, mine = (_number(found.get(key)) for key in ("baseline_value", "candidate_value"))
+    base, mine = (number_of(found.get(key)) for key in ("baseline_value", "candidate_value"))
     if quantity == "peak_memory_bytes" and base and mine:
         text += f", {base / 2**30:.2f} to {mine / 2**30:.2f} GiB"
     if quantity == "step_time_ms" and base and mine:
@@ -195,77 +150,6 @@ def _largest(record: Record) -> str:
 
 def _batch(entry: Record) -> str:
     return f"{'at least ' if entry.get('at_least') else ''}{entry['batch']}" if entry.get("batch") else ""
-
-
-# the sentences
-
-
-def _sentence(job: PaperJob, states: dict[str, Record | None], training: Record) -> str:
-    """What showed of the paper on this job, by the verdicts alone."""
-    there = {state: record for state, record in states.items() if record and _all(record, "trials")}
-    if not there:
-        return f"- {job.name}: {_why_not(states['late'] or states['init'], 'late', training)}."
-    parts = [f"{what} {_outcomes(there, arm)}" for arm, what in ARMS.items()]
-    unscaled, pure = _harm(there, "fp16-unscaled"), _harm(there, "fp16-pure")
-    steps = max((t.get("steps") or 0 for r in there.values() for t in _all(r, "trials")), default=0)
-    size = f"at this size, in {steps} steps"
-    word = {
-        True: {
-            "worse": "What the paper saw without a scale shows here",
-            "not worse": f"What the paper saw without a scale did not show {size}",
-            "undecided": f"Whether what the paper saw without a scale shows here stayed undecided {size}",
-        },
-        False: {
-            "worse": "Unlike in the paper, a missing scale did harm here",
-            "not worse": "As in the paper, no scale was needed",
-            "undecided": f"That no scale is needed, as in the paper, stayed undecided {size}",
-        },
-        None: {
-            "worse": "Without a scale it was visibly worse",
-            "not worse": f"Without a scale it was not visibly worse {size}",
-            "undecided": f"Whether a scale is needed stayed undecided {size}",
-        },
-    }[job.unscaled_worse].get(unscaled, "Training without a scale was not run")
-    weights = {
-        "worse": "FP16 weights without a master copy were visibly worse",
-        "broke": "Pure FP16 did not stay finite, as Adam's eps of 1e-8 is 0 there: that hides what its weights do",
-        "not worse": f"FP16 weights without a master copy were not visibly worse {size}",
-        "undecided": f"Whether FP16 weights without a master copy do harm stayed undecided {size}",
-    }.get(pure, "FP16 weights without a master copy were not run")
-    return f"- {job.name}{f' ({job.note})' if job.note else ''}: {'; '.join(parts)}. {word}. {weights}."
-
-
-def _harm(there: dict[str, Record], arm: str) -> str:
-    """worse (by a number) in any state, broke in any; else what the latest state that was run says, or not run."""
-    found = [_outcome(there[state], arm) for state in ("late", "init") if state in there]
-    if any(said.startswith("worse") and "finite" not in said for said in found):
-        return "worse"
-    if any(said.startswith("worse") for said in found):
-        return "broke"
-    return next(
-        ("not worse" if said == "equal to FP32" else "undecided" for said in found if said != "not run"), "not run"
-    )
-
-
-def _outcome(record: Record, arm: str) -> str:
-    found = _comparisons(record, arm)
-    verdicts = [c.get("verdict") for c in found]
-    if not verdicts:
-        return "not run"
-    if "worse" in verdicts:
-        c = found[verdicts.index("worse")]
-        difference, margin = _number(c.get("difference")), _number(c.get("margin"))
-        if difference is None:
-            return f"worse ({_name(c)}: {c.get('reason') or 'not finite'})"
-        return f"worse ({_name(c)} {difference:+.2g}" + (f", margin {margin:.2g})" if margin is not None else ")")
-    return "equal to FP32" if set(verdicts) <= {"equivalent", "better"} else "undecided"
-
-
-def _outcomes(there: dict[str, Record], arm: str) -> str:
-    found = {state: _outcome(record, arm) for state, record in there.items()}
-    if len(found) > 1 and len(set(found.values())) == 1:
-        return f"{next(iter(found.values()))} in both states"
-    return ", ".join(f"{outcome} ({state})" for state, outcome in found.items())
 
 
 # what was run
@@ -295,7 +179,7 @@ def _scale(record: Record | None, state: str) -> str:
     scale = ((record or {}).get("advice") or {}).get("loss_scale") or {}
     if scale.get("log2_scale") is None:
         return ""
-    trials = _all(record or {}, "trials")
+    trials = entries(record or {}, "trials")
     steps = max((t.get("steps") or 0 for t in trials), default=0)
     seeds = len({t.get("seed") for t in trials})
     return f"{state}: loss scale 2^{scale['log2_scale']}, {steps} steps, {seeds} seeds"
@@ -307,11 +191,11 @@ def _trained(job: PaperJob, records: dict[str, Record]) -> str:
         return ""
     if training.get("error"):
         return f"Training: {training['error']}."
-    metric = ", ".join(f"{k.replace('_', ' ')} {_shown(v)}" for k, v in (training.get("metric") or {}).items())
+    metric = ", ".join(f"{k.replace('_', ' ')} {shown(v)}" for k, v in (training.get("metric") or {}).items())
     return (
-        f"Late: after {training.get('steps')} FP32 steps (loss {_shown(training.get('first_loss'))} to "
-        f"{_shown(training.get('last_loss'))}{f', {metric}' if metric else ''}), at learning rate "
-        f"{_shown(training.get('late_learning_rate'))}: {training.get('why')}."
+        f"Late: after {training.get('steps')} FP32 steps (loss {shown(training.get('first_loss'))} to "
+        f"{shown(training.get('last_loss'))}{f', {metric}' if metric else ''}), at learning rate "
+        f"{shown(training.get('late_learning_rate'))}: {training.get('why')}."
     )
 
 

@@ -83,9 +83,11 @@ class CurveBand:
 class ControlOutcome:
     """Whether an arm that leaves out a part of the recipe was worse, which shows that the test can fail on this job.
 
-    failed: True, False, or None where it is undecided. why: in words.
+    failed: True, False, or None where it is undecided. why: in words. broke: it was not finite, which shows that
+    breakage is noticed and no more; failed is None then.
     """
 
     arm: str
     failed: bool | None
     why: str
+    broke: bool = False

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mpdiag.api import late_findings, load, verification_stage
-from mpdiag.diagnosis import Diagnosis
+from mpdiag.diagnosis import Diagnosis, TargetRecord
 from mpdiag.draft import Draft
 from mpdiag.errors import UsageError
 from mpdiag.options import ScanOptions
+
+FIRST_LOSS_APART = 0.01  # relative: another device's rounding is far below; dropout draws other numbers there
 
 
 def verify_saved(
@@ -32,7 +34,7 @@ def verify_saved(
     from mpdiag.device.random_state import random_state_kept
     from mpdiag.device.select import select_device
     from mpdiag.target import load_job
-    from mpdiag.target.record import target_record, typed_target, what_changed, with_first_losses
+    from mpdiag.target.record import target_record, typed_target, what_changed
 
     diagnosis = saved if isinstance(saved, Diagnosis) else load(saved)
     if diagnosis.target is None or diagnosis.capture is None or diagnosis.advice is None:
@@ -65,6 +67,24 @@ def verify_saved(
         )
         with draft.kept_on_failure():
             verification_stage(draft, job, options, device, report, options.time_budget_seconds, pace_seconds=0.0)
-            draft.update(target=with_first_losses(draft.diagnosis))
+            draft.update(target=_with_first_losses(draft.diagnosis))
             late_findings(draft)
     return draft.diagnosis
+
+
+def _with_first_losses(diagnosis: Diagnosis) -> TargetRecord | None:
+    """The target, with a note where FP32's first loss is not the one of the capture: something else was trained."""
+    from mpdiag.target.record import SINCE
+    from mpdiag.verify.arms import BASELINE
+
+    target, capture, run = diagnosis.target, diagnosis.capture, diagnosis.verification
+    if target is None or capture is None or run is None or diagnosis.advice is None or diagnosis.advice.drift:
+        return target
+    mine = next((t for t in run.trials if t.arm == BASELINE and t.seed == capture.seed and t.losses), None)
+    if mine is None or not capture.losses:
+        return target
+    then, now = capture.losses[0], mine.losses[0]
+    if abs(now - then) <= FIRST_LOSS_APART * abs(then):
+        return target
+    note = f"{SINCE}FP32's first loss was {then:.4g}, now it is {now:.4g}: other data, weights, code, or other dropout"
+    return replace(target, notes=(*target.notes, note))

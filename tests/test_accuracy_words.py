@@ -23,6 +23,7 @@ from mpdiag.report.html import render
 
 FAILED = ControlOutcome("fp16-pure", True, "loss +0.3, margin 0.1")
 EQUAL = ControlOutcome("fp16-unscaled", False, "loss equivalent")
+BROKEN = ControlOutcome("fp16-pure", None, "loss: not finite", broke=True)
 UNDECIDED = ControlOutcome("fp16-unscaled", None, "loss +0.1, margin 0.2, needs about 9 seeds")
 ORDER = {"fp32": 0, "fp16": 1, "fp16-pure": 2}
 
@@ -53,10 +54,14 @@ def test_one_control_that_failed_is_enough():
     assert "nothing has shown" not in text(EQUAL, FAILED)
 
 
-@pytest.mark.parametrize("control", [EQUAL, UNDECIDED])
+@pytest.mark.parametrize("control", [EQUAL, UNDECIDED, BROKEN])
 def test_where_no_control_failed_it_is_said_plainly_and_where_one_would(control):
     assert "no control failed: nothing has shown that this test can fail on this job within 100 steps" in text(control)
     assert text(control).endswith("--start-from CHECKPOINT")
+
+
+def test_a_control_that_broke_shows_only_that_breakage_is_noticed():
+    assert "fp16-pure broke (loss: not finite), which shows that breakage is noticed and no more" in text(BROKEN)
 
 
 def test_a_scan_that_began_late_in_training_is_not_sent_there_again():

@@ -92,6 +92,7 @@ def test_a_batch_that_cannot_be_halved_any_more_leaves_a_reason(run, monkeypatch
     costs = measured(run)
     assert costs.timing is None
     assert "at any batch size" in costs.timing_reason
+    assert {costs.energy_reason, costs.gpm_reason, costs.kernels_reason, costs.ceilings_reason} == {costs.timing_reason}
 
 
 def test_a_baseline_that_raises_while_it_is_timed_is_a_reason_and_ends_nothing_else(run, monkeypatch):
@@ -101,7 +102,19 @@ def test_a_baseline_that_raises_while_it_is_timed_is_a_reason_and_ends_nothing_e
     monkeypatch.setattr(cost_run, "open_fleet", broken)
     costs = measured(run)
     assert "third time" in costs.timing_reason
-    assert costs.counters_reason is None or costs.counters == ()
+    assert {costs.energy_reason, costs.gpm_reason, costs.kernels_reason, costs.ceilings_reason} == {costs.timing_reason}
+
+
+def test_what_fails_late_keeps_what_was_measured_and_gives_the_rest_its_reason(run, monkeypatch):
+    def broken(self, report):
+        raise UserCodeError("user-code", "RuntimeError while running backward: the driver went away", "", "")
+
+    monkeypatch.setattr(CostRun, "_ceilings", broken)
+    costs = measured(run)
+    assert costs.timing is not None
+    assert costs.timing_reason is None
+    assert "driver went away" in costs.energy_reason
+    assert "driver went away" in costs.kernels_reason
 
 
 def test_memory_that_fails_leaves_time(run, monkeypatch):

@@ -281,7 +281,7 @@ def full() -> Diagnosis:
             prediction_reason="the second state is missing",
             train_with="bf16",
             curves=(CurveBand("FP16", 5, (1, 2), (0.0, 0.5), (-0.5, 0.25), (0.5, 0.75), 0.9375, 1, 2, "ends early"),),
-            controls=(ControlOutcome("fp16-pure", True, "loss +1"),),
+            controls=(ControlOutcome("fp16-pure", True, "loss +1", True),),
             cut=("BF16",),
             costs=with_reasons(full_costs()),
         ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-FLOAT32 = "float32"
 HALF_TYPES = ("float16", "bfloat16")
 
 

@@ -47,21 +47,21 @@ class GpmWindow:
         """Give the samples back; more than once does no harm."""
         while self._samples:
             with contextlib.suppress(RefusedError):
-                self._nvml.library_call("GPM counters", "nvmlGpmSampleFree", self._samples.pop(0))
+                self._nvml.nvml_call("GPM counters", "nvmlGpmSampleFree", self._samples.pop(0))
 
     def _take(self) -> None:
-        sample = self._nvml.library_call("GPM counters", "nvmlGpmSampleAlloc")
+        sample = self._nvml.nvml_call("GPM counters", "nvmlGpmSampleAlloc")
         self._samples.append(sample)
         self._nvml.ask("GPM counters", "nvmlGpmSampleGet", sample)
 
     def _shares(self) -> dict[str, float]:
-        request = self._nvml.library_call("GPM counters", "c_nvmlGpmMetricsGet_t")
+        request = self._nvml.nvml_call("GPM counters", "c_nvmlGpmMetricsGet_t")
         request.version = self._nvml.constant("NVML_GPM_METRICS_GET_VERSION", STRUCT_VERSION)
         request.numMetrics = len(GPM_METRICS)
         request.sample1, request.sample2 = self._samples
         for index, metric in enumerate(GPM_METRICS.values()):
             request.metrics[index].metricId = metric
-        self._nvml.library_call("GPM counters", "nvmlGpmMetricsGet", request)
+        self._nvml.nvml_call("GPM counters", "nvmlGpmMetricsGet", request)
         shares, codes = {}, set()
         for index, name in enumerate(GPM_METRICS):
             metric = request.metrics[index]

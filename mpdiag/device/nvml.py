@@ -84,9 +84,9 @@ class Nvml:
         """Call a function of NVML on the device. Raises RefusedError: "`what`: NVML's words"."""
         if self.unavailable is not None:
             raise RefusedError(self.unavailable)
-        return self.library_call(what, function, self._handle, *arguments)
+        return self.nvml_call(what, function, self._handle, *arguments)
 
-    def library_call(self, what: str, function: str, *arguments: Any) -> Any:
+    def nvml_call(self, what: str, function: str, *arguments: Any) -> Any:
         """Call a function of NVML that takes no device. Raises RefusedError."""
         if self.unavailable is not None:
             raise RefusedError(self.unavailable)

@@ -35,8 +35,8 @@ def control_sentences(diagnosis: Diagnosis) -> list[str]:
 def _control(outcome: ControlOutcome) -> str:
     if outcome.failed:
         return f"{outcome.arm} is worse, as it should be ({outcome.why}): the test can fail on this job"
-    if outcome.failed is None and "it broke" in outcome.why:
-        return f"{outcome.arm} tells little ({outcome.why})"
+    if outcome.broke:
+        return f"{outcome.arm} broke ({outcome.why}), which shows that breakage is noticed and no more"
     if outcome.failed is None:
         return f"{outcome.arm} is undecided ({outcome.why})"
     return f"{outcome.arm} is not worse ({outcome.why})"

@@ -7,7 +7,7 @@ from mpdiag.report.cost_words import launch_bound, ratio_of
 
 SNIPPET_FOLLOWS = "train with:"
 MANY_SEEDS = 20  # more than anyone runs; a later stage of training, where seeds scatter less, decides sooner
-OUT_OF_TIME = ("not run, the time budget was used up", "to keep the time budget of")  # in the words of what was cut
+OUT_OF_TIME = "time budget"  # in every sentence on what the budget cut
 
 
 def steps_from(diagnosis: Diagnosis) -> list[str]:
@@ -36,7 +36,7 @@ def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
             "every seed gave the same FP32 run: let train_batches() shuffle with torch's generator (torch.randperm, or "
             "a DataLoader with shuffle=True), so that a seed changes something, and scan again"
         ]
-    if seeds < 2 and any(words in line for line in run.cut for words in OUT_OF_TIME):
+    if seeds < 2 and any(OUT_OF_TIME in line for line in run.cut):
         return ["scan again with a longer --time-budget: this one ended before a second seed was trained"]
     found = [c.test.seeds_needed for c in judged if c.test]
     needed = max((n for n in found if n is not None), default=None)

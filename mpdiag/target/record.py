@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from mpdiag.diagnosis import Diagnosis, TargetRecord
+from mpdiag.diagnosis import TargetRecord
 from mpdiag.errors import UsageError
 from mpdiag.target.batches import samples_in
 from mpdiag.target.job import Job, Start
@@ -43,7 +42,6 @@ def typed_target(record: TargetRecord) -> str:
 
 
 SINCE = "since the scan: "
-FIRST_LOSS_APART = 0.01  # relative: another device's rounding is far below; dropout draws other numbers there
 
 
 def what_changed(before: TargetRecord, now: TargetRecord) -> tuple[str, ...]:
@@ -73,21 +71,6 @@ def _changed(how: str, source: str) -> UsageError:
     return UsageError(
         "target-changed", f"{source}: the model {how}", "scan it again: what was captured is another model's"
     )
-
-
-def with_first_losses(diagnosis: Diagnosis) -> TargetRecord | None:
-    """The target, with a note where FP32's first loss is not the one of the capture: something else was trained."""
-    target, capture, run = diagnosis.target, diagnosis.capture, diagnosis.verification
-    if target is None or capture is None or run is None or diagnosis.advice is None or diagnosis.advice.drift:
-        return target
-    mine = next((t for t in run.trials if t.arm == "fp32" and t.seed == capture.seed and t.losses), None)
-    if mine is None or not capture.losses:
-        return target
-    then, now = capture.losses[0], mine.losses[0]
-    if abs(now - then) <= FIRST_LOSS_APART * abs(then):
-        return target
-    note = f"{SINCE}FP32's first loss was {then:.4g}, now it is {now:.4g}: other data, weights, code, or other dropout"
-    return replace(target, notes=(*target.notes, note))
 
 
 def structure_of(model: torch.nn.Module) -> str:

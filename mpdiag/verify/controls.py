@@ -28,7 +28,7 @@ def _outcome(arm: str, about: Sequence[Comparison]) -> ControlOutcome:
     if worse is not None and _crashed(worse):
         return ControlOutcome(arm, None, _told(worse))  # an operator without FP16 says nothing about accuracy
     if worse is not None and worse.difference is None:  # not finite: breakage is noticed, a small loss need not be
-        return ControlOutcome(arm, None, f"{_told(worse)}: it broke, which shows that breakage is noticed and no more")
+        return ControlOutcome(arm, None, _told(worse), broke=True)
     if worse is not None:
         return ControlOutcome(arm, True, _told(worse))
     undecided = next((c for c in about if c.verdict == "inconclusive" and not (c.test and c.test.noninferior)), None)

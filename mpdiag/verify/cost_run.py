@@ -156,7 +156,7 @@ class CostRun:
             del arms[FP16_COMPILED]
         cut = self._cut("step time", LEAST_TIMING_SECONDS)
         if cut is not None:
-            self._keep(timing_reason=cut, energy_reason=cut, gpm_reason=cut, kernels_reason=cut, ceilings_reason=cut)
+            self._none_in_turns(cut)
             return
         for _ in range(MAX_HALVINGS + 1):
             try:
@@ -177,9 +177,18 @@ class CostRun:
                 start = smaller
                 self.cut.append(f"costs: measured on half the batch for all arms, because arm {error.arm} did not fit")
             except MpdiagError as error:
-                self._keep(timing_reason=error.message)
+                self._none_in_turns(error.message)
                 return
-        self._keep(timing_reason="the arms do not fit in memory at any batch size")
+        self._none_in_turns("the arms do not fit in memory at any batch size")
+
+    def _none_in_turns(self, reason: str) -> None:
+        """Give the reason to whatever needs the arms side by side and has not been measured."""
+        costs = self._costs
+        measured = {
+            "timing": costs.timing, "energy": costs.energy, "gpm": costs.gpm, "kernels": costs.kernels,
+            "ceilings": costs.ceilings,
+        }  # fmt: skip
+        self._keep(**{f"{part}_reason": reason for part, found in measured.items() if not found})
 
     def _time(self, fleet: Fleet, report: Report) -> None:
         share = max(LEAST_TIMING_SECONDS, TIMING_SHARE * self._left())

@@ -1,0 +1,74 @@
+"""What showed of the paper on each job, in a sentence made from the verdicts alone."""
+
+from __future__ import annotations
+
+from paper_jobs import PaperJob
+from paper_records import ARMS, Record, entries, judged, name_of, number_of, why_not
+
+
+def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) -> str:
+    """What showed of the paper on this job, by the verdicts alone."""
+    there = {state: record for state, record in states.items() if record and entries(record, "trials")}
+    if not there:
+        return f"- {job.name}: {why_not(states['late'] or states['init'], 'late', training)}."
+    parts = [f"{what} {_outcomes(there, arm)}" for arm, what in ARMS.items()]
+    unscaled, pure = _harm(there, "fp16-unscaled"), _harm(there, "fp16-pure")
+    steps = max((t.get("steps") or 0 for r in there.values() for t in entries(r, "trials")), default=0)
+    size = f"at this size, in {steps} steps"
+    word = {
+        True: {
+            "worse": "What the paper saw without a scale shows here",
+            "not worse": f"What the paper saw without a scale did not show {size}",
+            "undecided": f"Whether what the paper saw without a scale shows here stayed undecided {size}",
+        },
+        False: {
+            "worse": "Unlike in the paper, a missing scale did harm here",
+            "not worse": "As in the paper, no scale was needed",
+            "undecided": f"That no scale is needed, as in the paper, stayed undecided {size}",
+        },
+        None: {
+            "worse": "Without a scale it was visibly worse",
+            "not worse": f"Without a scale it was not visibly worse {size}",
+            "undecided": f"Whether a scale is needed stayed undecided {size}",
+        },
+    }[job.unscaled_worse].get(unscaled, "Training without a scale was not run")
+    weights = {
+        "worse": "FP16 weights without a master copy were visibly worse",
+        "broke": "Pure FP16 did not stay finite, as Adam's eps of 1e-8 is 0 there: that hides what its weights do",
+        "not worse": f"FP16 weights without a master copy were not visibly worse {size}",
+        "undecided": f"Whether FP16 weights without a master copy do harm stayed undecided {size}",
+    }.get(pure, "FP16 weights without a master copy were not run")
+    return f"- {job.name}{f' ({job.note})' if job.note else ''}: {'; '.join(parts)}. {word}. {weights}."
+
+
+def _harm(there: dict[str, Record], arm: str) -> str:
+    """worse (by a number) in any state, broke in any; else what the latest state that was run says, or not run."""
+    found = [_outcome(there[state], arm) for state in ("late", "init") if state in there]
+    if any(said.startswith("worse") and "finite" not in said for said in found):
+        return "worse"
+    if any(said.startswith("worse") for said in found):
+        return "broke"
+    return next(
+        ("not worse" if said == "equal to FP32" else "undecided" for said in found if said != "not run"), "not run"
+    )
+
+
+def _outcome(record: Record, arm: str) -> str:
+    found = judged(record, arm)
+    verdicts = [c.get("verdict") for c in found]
+    if not verdicts:
+        return "not run"
+    if "worse" in verdicts:
+        c = found[verdicts.index("worse")]
+        difference, margin = number_of(c.get("difference")), number_of(c.get("margin"))
+        if difference is None:
+            return f"worse ({name_of(c)}: {c.get('reason') or 'not finite'})"
+        return f"worse ({name_of(c)} {difference:+.2g}" + (f", margin {margin:.2g})" if margin is not None else ")")
+    return "equal to FP32" if set(verdicts) <= {"equivalent", "better"} else "undecided"
+
+
+def _outcomes(there: dict[str, Record], arm: str) -> str:
+    found = {state: _outcome(record, arm) for state, record in there.items()}
+    if len(found) > 1 and len(set(found.values())) == 1:
+        return f"{next(iter(found.values()))} in both states"
+    return ", ".join(f"{outcome} ({state})" for state, outcome in found.items())
