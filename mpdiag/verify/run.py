@@ -54,6 +54,7 @@ class VerificationRun:
     prediction_reason: str | None = "not measured: the verification ended before it"
     costs: CostRun | None = None
     halvings: int = 0
+    _halved_note: tuple[str, ...] = ()
     missing: str = "the verification ended before it"
 
     def record(self, interrupted: bool = False) -> Verification:
@@ -114,11 +115,14 @@ class VerificationRun:
     def _run(self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report, asked: CostsAsked) -> None:
         began = time.perf_counter()
         arms, left_out = arms_for(self.advice.loss_scale, self.device, self.advice.plan)
-        self.cut += left_out
         measures = self.device.type == "cuda" and asked.costs
         if self.device.type == "cuda" and not asked.costs:
             self.missing = "not asked for: --no-costs"
         while True:
+            self.cut[:] = [
+                *left_out,
+                *self._halved_note,
+            ]  # what a failed attempt cut is not true now
             try:
                 plan = self._train(arms, seed, steps, seeds, began, budget_seconds, measures, report)
                 break
@@ -142,7 +146,10 @@ class VerificationRun:
             return False
         self.halvings += 1
         self.trials.clear()
-        self.cut.append(f"every arm trains on 1/{2**self.halvings} of the batch: {why}")
+        self._halved_note = (f"every arm trains on 1/{2**self.halvings} of the batch: {why}",)
+        if self.costs is not None:  # its processes measure the larger batch, and hold the memory that was missing
+            end_children()
+            self.costs = None
         release_memory()
         return True
 
