@@ -236,7 +236,7 @@ def test_a_busy_gpu_is_a_note():
 
 
 def test_a_halved_batch_is_a_note():
-    half = "costs: measured on half the batch for all arms, because arm bf16 did not fit"
+    half = "costs: measured on 1/2 of the batch for all arms, because arm bf16 did not fit"
     assert "Costs: measured" in " ".join(notes(cut=(half, "arm bf16: not run")))
     assert "not run" not in " ".join(notes(cut=(half, "arm bf16: not run")))
 

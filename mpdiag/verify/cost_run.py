@@ -158,28 +158,35 @@ class CostRun:
         if cut is not None:
             self._none_in_turns(cut)
             return
-        for _ in range(MAX_HALVINGS + 1):
+        crowded = ""  # the arm that did not fit
+        for halvings in range(MAX_HALVINGS + 1):
             try:
                 with open_fleet(self.job, start, arms, self.device, report) as fleet:
-                    self._time(fleet, report)
-                    calibration = self._ceilings(report)
-                    traced = [name for name in self._unpaired() if name in fleet.usable]
-                    first = [name for name in traced if name != BF16]  # what BF16 adds is told last, if there is time
-                    self._flops(start)
-                    self._kernels(fleet, first, report)
-                    self._pipes_and_energy(fleet, calibration, report)
-                    self._kernels(fleet, [name for name in traced if name not in first], report)
+                    if halvings:
+                        part = f"1/{2**halvings} of the batch for all arms"
+                        self.cut.append(f"costs: measured on {part}, because arm {crowded} did not fit")
+                    self._side_by_side(fleet, start, report)
                 return
             except ArmsTooLargeError as error:
+                crowded = error.arm
                 smaller = halved(start)
                 if smaller is None:
                     break
                 start = smaller
-                self.cut.append(f"costs: measured on half the batch for all arms, because arm {error.arm} did not fit")
             except MpdiagError as error:
                 self._none_in_turns(error.message)
                 return
         self._none_in_turns("the arms do not fit in memory at any batch size")
+
+    def _side_by_side(self, fleet: Fleet, start: Start, report: Report) -> None:
+        """The stages in the order of their worth; what BF16 adds is told last, if there is time."""
+        self._time(fleet, report)
+        calibration = self._ceilings(report)
+        traced = [name for name in self._unpaired() if name in fleet.usable]
+        self._flops(start)
+        self._kernels(fleet, [name for name in traced if name != BF16], report)
+        self._pipes_and_energy(fleet, calibration, report)
+        self._kernels(fleet, [name for name in traced if name == BF16], report)
 
     def _none_in_turns(self, reason: str) -> None:
         """Give the reason to whatever needs the arms side by side and has not been measured."""
