@@ -5,10 +5,25 @@ from __future__ import annotations
 import math
 
 from paper_jobs import JOBS, PaperJob
-from paper_records import ARMS, MISSING, Record, entries, judged, missing, name_of, number_of, shown, why_not
+from paper_records import (
+    ARMS,
+    COSTS,
+    MISSING,
+    Record,
+    cost,
+    entries,
+    extent,
+    judged,
+    largest,
+    largest_entries,
+    missing,
+    name_of,
+    number_of,
+    shown,
+    why_not,
+)
 from paper_sentences import sentence
 
-COSTS = {"peak_memory_bytes": "memory", "step_time_ms": "step time", "energy_joules_per_sample": "energy"}
 WORDS = {"inconclusive": "undecided", "not-measured": "not measured"}
 
 HEAD = """# The paper again
@@ -17,7 +32,8 @@ Micikevicius et al., "Mixed Precision Training" (arXiv 1710.03740, ICLR 2018), i
 run here, by `python benchmarks/paper.py`{machine}.
 Nothing here is edited by hand.
 
-Init: from initialisation. Late: every arm starts from one FP32 state that was trained before (TF32 products), with its
+Init: from initialisation, for what the arms cost; so few steps, named beside it, tell little of where training leads.
+Late: every arm starts from one FP32 state that was trained before (TF32 products), with its
 optimizer's state and at the learning rate of that age; the seeds differ in their batches. Mixed: FP16 autocast with the
 loss scale that mpdiag recommends; unscaled: without one; pure FP16: no FP32 master weights either, and no scale.
 A word behind each figure says how it compares with FP32, paired by seed (90 % interval and a margin fixed before the
@@ -70,8 +86,10 @@ def _machine(records: dict[str, Record]) -> str:
 
 
 def _row(job: PaperJob, state: str, record: Record | None, training: Record) -> str:
-    cells = [job.name, state, f"{job.fp32} ({job.source})", job.mixed, job.unscaled]
-    if not record or not entries(record, "trials"):
+    ran = record is not None and bool(entries(record, "trials"))
+    at = f"{state}, {extent(record)}" if record is not None and ran else state
+    cells = [job.name, at, f"{job.fp32} ({job.source})", job.mixed, job.unscaled]
+    if record is None or not ran:
         return _line([*cells, why_not(record, state, training), *[""] * 7])
     cells.append(_baseline(record))
     cells += [_arm(record, arm) for arm in ARMS]
@@ -117,10 +135,7 @@ def _verdict(comparison: Record) -> str:
 
 
 def _cost(record: Record, quantity: str) -> str:
-    found = next(
-        (c for c in entries(record, "comparisons") if c.get("candidate") == "fp16" and c.get("quantity") == quantity),
-        {},
-    )
+    found = cost(record, quantity)
     ratio = number_of(found.get("difference"))
     if ratio is None:
         return missing(found.get("reason"))
@@ -139,17 +154,12 @@ def _cost(record: Record, quantity: str) -> str:
 
 
 def _largest(record: Record) -> str:
+    found = largest(record)
+    if found is not None:
+        return found
+    reasons = (e["reason"] for e in largest_entries(record, ("fp32", "fp16")) if e.get("reason"))
     costs = (record.get("verification") or {}).get("costs") or {}
-    found = {entry.get("arm"): entry for entry in costs.get("largest_batch") or [] if isinstance(entry, dict)}
-    figures = [_batch(found.get(arm) or {}) for arm in ("fp32", "fp16")]
-    if all(figures):
-        return " to ".join(figures)
-    why = next((e["reason"] for e in found.values() if e.get("reason")), costs.get("largest_batch_reason"))
-    return missing(why)
-
-
-def _batch(entry: Record) -> str:
-    return f"{'at least ' if entry.get('at_least') else ''}{entry['batch']}" if entry.get("batch") else ""
+    return missing(next(reasons, costs.get("largest_batch_reason")))
 
 
 # what was run
@@ -179,10 +189,7 @@ def _scale(record: Record | None, state: str) -> str:
     scale = ((record or {}).get("advice") or {}).get("loss_scale") or {}
     if scale.get("log2_scale") is None:
         return ""
-    trials = entries(record or {}, "trials")
-    steps = max((t.get("steps") or 0 for t in trials), default=0)
-    seeds = len({t.get("seed") for t in trials})
-    return f"{state}: loss scale 2^{scale['log2_scale']}, {steps} steps, {seeds} seeds"
+    return f"{state}: loss scale 2^{scale['log2_scale']}, {extent(record or {})}"
 
 
 def _trained(job: PaperJob, records: dict[str, Record]) -> str:
@@ -201,4 +208,6 @@ def _trained(job: PaperJob, records: dict[str, Record]) -> str:
 
 def _cut(job: PaperJob, state: str, record: Record | None) -> list[str]:
     kept = [line for line in _cuts(record or {}) if "already compute FP32 in full" not in line]
+    if record and record.get("reason") and entries(record, "trials"):
+        kept.insert(0, f"stopped before its end ({record['reason']})")
     return [f"- {job.name}, {state}: {'; '.join(kept)}."] if kept else []

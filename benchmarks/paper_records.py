@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 ARMS = {"fp16": "mixed", "fp16-unscaled": "mixed unscaled", "fp16-pure": "pure FP16"}
+COSTS = ("peak_memory_bytes", "step_time_ms", "energy_joules_per_sample")
 MISSING = "not measured"
 Record = dict[str, Any]
 
@@ -48,6 +49,37 @@ def judged(record: Record, arm: str) -> list[Record]:
     """Of losses and metrics, the metrics first: they are what the paper prints."""
     of_arm = [c for c in entries(record, "comparisons") if c.get("candidate") == arm]
     return sorted((c for c in of_arm if not c.get("is_ratio")), key=lambda c: c.get("quantity") == "loss")
+
+
+def cost(record: Record, quantity: str) -> Record:
+    """Mixed precision's ratio to FP32 in a cost; empty where it was not even tried."""
+    found = (c for c in entries(record, "comparisons") if c.get("candidate") == "fp16")
+    return next((c for c in found if c.get("quantity") == quantity), {})
+
+
+def largest(record: Record) -> str | None:
+    """The largest batch in FP32 and in mixed precision; None where either is not known."""
+    figures = [_batch(entry) for entry in largest_entries(record, ("fp32", "fp16"))]
+    return " to ".join(figures) if all(figures) else None
+
+
+def largest_entries(record: Record, arms: tuple[str, ...]) -> list[Record]:
+    costs = (record.get("verification") or {}).get("costs") or {}
+    found = {entry.get("arm"): entry for entry in costs.get("largest_batch") or [] if isinstance(entry, dict)}
+    return [found.get(arm) or {} for arm in arms]
+
+
+def _batch(entry: Record) -> str:
+    return f"{'at least ' if entry.get('at_least') else ''}{entry['batch']}" if entry.get("batch") else ""
+
+
+def extent(record: Record) -> str:
+    """How long and how often the arms were trained: "20 steps x 3 seeds"."""
+    trials = entries(record, "trials")
+    steps = max((t.get("steps") or 0 for t in trials), default=0)
+    mixed = {t.get("seed") for t in trials if t.get("arm") == "fp16"}
+    seeds = len(mixed or {t.get("seed") for t in trials})  # those that make a pair
+    return f"{steps} steps x {seeds} seed{'s' if seeds != 1 else ''}"
 
 
 def name_of(comparison: Record) -> str:

@@ -6,7 +6,11 @@ import argparse
 import copy
 import dataclasses
 import json
+import os
+import shlex
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +30,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import paper  # noqa: E402
 import paper_jobs  # noqa: E402
+import paper_lanes  # noqa: E402
 import paper_page  # noqa: E402
+import paper_scan  # noqa: E402
+import paper_training  # noqa: E402
 
 JOB = paper_jobs.JOBS["lstm_lm"]
 
@@ -70,7 +77,7 @@ def line(text: str, start: str) -> str:
 
 
 def cells(text: str, job: str, state: str) -> dict[str, str]:
-    values = [cell.strip() for cell in line(text, f"| {job} | {state} |").strip("|").split("|")]
+    values = [cell.strip() for cell in line(text, f"| {job} | {state}").strip("|").split("|")]
     return dict(zip(paper_page.COLUMNS, values, strict=True))
 
 
@@ -224,36 +231,50 @@ def test_every_job_has_its_example_and_a_reason_for_its_late_rate():
 # what is run
 
 
-def asked(**more: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"small": True, "seconds": 10.0, "largest_batch": False, **more})
+SMALL = paper_scan.Asked(small=True)
+WHOLE_CARD = paper_scan.Asked(largest_batch=True)
+
+
+def scan_words(state: str, asked: paper_scan.Asked, checkpoint: Path | None = None) -> list[str]:
+    return paper_scan.command(JOB, state, asked, 60.0, "/tmp", checkpoint)
 
 
 def test_a_late_scan_starts_from_the_checkpoint_and_the_first_does_not():
-    late = paper.command(JOB, "late", asked(), "/tmp", Path("a.pt"))
+    late = scan_words("late", SMALL, Path("a.pt"))
     assert late[late.index("--start-from") + 1] == "a.pt"
-    assert "--start-from" not in paper.command(JOB, "init", asked(), "/tmp", None)
+    assert "--start-from" not in scan_words("init", SMALL)
 
 
 def test_the_largest_batch_is_searched_once():
-    wanted = asked(largest_batch=True)
-    assert "--largest-batch" in paper.command(JOB, "init", wanted, "/tmp", None)
-    assert "--largest-batch" not in paper.command(JOB, "late", wanted, "/tmp", Path("a.pt"))
+    assert "--largest-batch" in scan_words("init", WHOLE_CARD)
+    assert "--largest-batch" not in scan_words("late", WHOLE_CARD, Path("a.pt"))
 
 
-def test_the_jobs_variables_are_in_force_only_while_it_runs(monkeypatch):
-    monkeypatch.delenv("LOSS_WEIGHT", raising=False)
-    with paper.environment(paper_jobs.JOBS["lstm_lm_tiny"]):
-        assert paper.os.environ["LOSS_WEIGHT"] == "1e-4"
-    assert "LOSS_WEIGHT" not in paper.os.environ
+def test_a_process_in_a_lane_sees_one_gpu_and_the_jobs_variables(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    made = paper_lanes.variables("2", 4, paper_jobs.JOBS["lstm_lm_tiny"].environment)
+    assert made["CUDA_VISIBLE_DEVICES"] == "2"
+    assert made["LOSS_WEIGHT"] == "1e-4"
+    assert 1 <= int(made["OMP_NUM_THREADS"]) <= 8
+    assert "LOSS_WEIGHT" not in os.environ
+
+
+def test_a_list_of_visible_gpus_is_kept_to(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-1234")
+    assert paper_lanes.visible_gpus() == ["3", "GPU-1234"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert paper_lanes.visible_gpus() == ["0", "1"]
 
 
 def test_the_checkpoint_has_the_late_rate_and_can_be_started_from(tmp_path, monkeypatch):
     from mpdiag.target import load_job
 
     monkeypatch.setenv("EXAMPLE_SIZE", "small")
-    made = paper.train(JOB, tmp_path / "late.pt", asked(seconds=4.0))
+    made = paper_training.train(JOB, tmp_path / "late.pt", 2.0, 20)
     assert "error" not in made, made
-    assert made["steps"] > 0
+    assert 0 < made["steps"] <= 20
     job = load_job(str(ROOT / "examples" / "lstm_lm.py"), tmp_path / "late.pt")
     model = job.build(job.start(0, 1), torch.device("cpu"))
     assert [group["lr"] for o in job.optimizers(model).values() for group in o.param_groups] == [JOB.late_rate]
@@ -261,15 +282,197 @@ def test_the_checkpoint_has_the_late_rate_and_can_be_started_from(tmp_path, monk
 
 def test_a_training_that_fails_is_a_reason_and_no_checkpoint(tmp_path):
     broken = dataclasses.replace(JOB, example="no_such_example")
-    made = paper.train(broken, tmp_path / "late.pt", asked())
+    made = paper_training.train(broken, tmp_path / "late.pt", 2.0, 20)
     assert "no_such_example" in made["error"]
     assert not (tmp_path / "late.pt").exists()
 
 
+# when it is run
+
+
+def lane_task(name: str, seconds: float, fixed: float = 0.0, later: bool = False) -> paper_lanes.Task:
+    return paper_lanes.Task(name, "late", seconds, fixed, later)
+
+
+def test_the_longest_task_begins_first_and_those_that_are_there_but_for_gaps_last():
+    made = [lane_task("a", 1), lane_task("b", 3, later=True), lane_task("c", 2)]
+    queue = paper_lanes.Queue(made, paper_lanes.Clock(None))
+    assert [queue.take() for _ in range(4)] == [
+        (lane_task("c", 2), 1.0), (lane_task("a", 1), 1.0), (lane_task("b", 3, later=True), 1.0), None,
+    ]  # fmt: skip
+
+
+def test_near_the_deadline_a_task_gets_less_time_and_one_that_would_get_too_little_waits():
+    queue = paper_lanes.Queue([lane_task("a", 200), lane_task("b", 120, 20)], paper_lanes.Clock(100))
+    taken = queue.take()
+    assert taken is not None
+    assert taken[0].name == "b"
+    assert taken[1] == pytest.approx(0.8, abs=0.01)
+    assert queue.take() is None
+    assert [task.name for task in queue.tasks] == ["a"]
+
+
+def test_every_lane_has_one_task_at_a_time_and_all_are_done():
+    at_work: dict[str, int] = {"0": 0, "1": 0}
+    done, both = [], threading.Barrier(2, timeout=10)
+
+    def do(task: paper_lanes.Task, lane: str, share: float) -> None:
+        at_work[lane] += 1
+        assert at_work[lane] == 1
+        both.wait()  # only passes where two lanes work at the same time
+        at_work[lane] -= 1
+        done.append(task.name)
+
+    queue = paper_lanes.Queue([lane_task(name, 1) for name in "abcd"], paper_lanes.Clock(None))
+    assert paper_lanes.in_lanes(queue, ["0", "1"], do) == []
+    assert sorted(done) == ["a", "b", "c", "d"]
+
+
+def test_a_fault_in_one_lane_is_raised_when_the_others_are_done():
+    def do(task: paper_lanes.Task, lane: str, share: float) -> None:
+        if task.name == "a":
+            raise ValueError("broken")
+
+    queue = paper_lanes.Queue([lane_task("a", 2), lane_task("b", 1)], paper_lanes.Clock(None))
+    with pytest.raises(ValueError, match="broken"):
+        paper_lanes.in_lanes(queue, ["0", "1"], do)
+    assert queue.tasks == []
+
+
+STOPPABLE = """
+import pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path("kept").write_text("what there is")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+
+
+def ended_when_ready(folder: Path, program: str) -> str:
+    """How a process ends that the deadline meets when it can take the signal."""
+    clock = paper_lanes.Clock(None)
+
+    def stop() -> None:
+        while not (folder / "ready").exists():
+            time.sleep(0.02)
+        clock.stop()
+
+    threading.Thread(target=stop, daemon=True).start()
+    return paper_lanes.ended([sys.executable, "-c", program], folder, dict(os.environ), folder / "said", 60, clock)
+
+
+def test_at_the_deadline_a_process_may_still_write_what_it_has(tmp_path):
+    assert ended_when_ready(tmp_path, STOPPABLE) == "at the deadline"
+    assert (tmp_path / "kept").read_text() == "what there is"
+
+
+def test_a_process_that_was_writing_its_results_at_the_deadline_was_not_ended_by_it(tmp_path):
+    assert ended_when_ready(tmp_path, STOPPABLE.replace("exit(1)", "exit(0)")) == ""
+
+
+def test_a_process_that_hangs_is_ended_after_its_time(tmp_path):
+    words = [sys.executable, "-c", "print('begun', flush=True); import time; time.sleep(60)"]
+    how = paper_lanes.ended(words, tmp_path, dict(os.environ), tmp_path / "said", 1, paper_lanes.Clock(None))
+    assert how == "after 1 s"
+
+
+def test_what_is_planned_fits_into_few_calls_of_nine_minutes_on_four_gpus():
+    """Each of the calls that the docstring names, packed as the lanes do it."""
+    for state, most in (("late", 540.0), ("init", 1.3 * 540.0)):  # what such a call leaves, --missing does
+        jobs = [job for job in paper_jobs.JOBS.values() if state == "late" or job.from_initialisation]
+        ends = [0.0] * 4
+        for seconds in sorted((paper_scan.planned(job, state, WHOLE_CARD).seconds for job in jobs), reverse=True):
+            ends[ends.index(min(ends))] += seconds
+        assert max(ends) <= most, (state, ends)
+
+
+def test_a_scans_budget_is_what_the_deadline_leaves_of_its_plan():
+    plain = paper_scan.Asked()
+    assert paper_scan.budget_of(JOB, "late", plain, float("inf")) == JOB.late_seconds
+    room = JOB.before_seconds + paper_scan.WRITING_SECONDS
+    assert paper_scan.budget_of(JOB, "late", plain, room + 50) == 50
+    assert paper_scan.budget_of(JOB, "init", WHOLE_CARD, room + 50 + paper_scan.LARGEST_SECONDS) == 50
+
+
+# what is missing
+
+
+def made_by(state: str, asked: paper_scan.Asked, *comparisons: dict[str, Any], **more: Any) -> dict[str, Any]:
+    words = scan_words(state, asked, Path("a.pt") if state == "late" else None)
+    return {**record(*EVEN, *comparisons), "command": shlex.join(["mpdiag", *words[3:]]), "reason": None, **more}
+
+
+COSTED = [ratio(q, 0.5) for q in ("peak_memory_bytes", "step_time_ms", "energy_joules_per_sample")]
+
+
+def test_a_whole_record_lacks_nothing():
+    assert paper_scan.lacks(made_by("late", WHOLE_CARD), JOB, "late", WHOLE_CARD) == ""
+    plain = paper_scan.Asked()
+    assert paper_scan.lacks(made_by("init", plain, *COSTED), JOB, "init", plain) == ""
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None,
+        {"error": "out of memory"},
+        made_by("late", SMALL),
+        made_by("late", WHOLE_CARD, reason="interrupted: SIGTERM"),
+        made_by("late", WHOLE_CARD, verification={"trials": []}),
+    ],
+    ids=["no file", "an error", "another plan", "stopped", "no trials"],
+)
+def test_what_is_missing_or_not_whole_is_run_again(found):
+    assert paper_scan.lacks(found, JOB, "late", WHOLE_CARD) == "all"
+
+
+def test_a_cost_or_a_third_seed_that_was_cut_is_a_gap():
+    assert paper_scan.lacks(made_by("init", WHOLE_CARD, *COSTED), JOB, "init", WHOLE_CARD) == "parts"
+    plain = paper_scan.Asked()
+    assert paper_scan.lacks(made_by("init", plain, *COSTED[:2]), JOB, "init", plain) == "parts"
+    few = made_by("late", WHOLE_CARD)
+    few["verification"]["trials"].pop()
+    assert paper_scan.lacks(few, JOB, "late", WHOLE_CARD) == "parts"
+
+
+def test_a_scan_that_was_stopped_when_its_costs_were_measured_has_only_a_gap():
+    stopped = made_by("init", WHOLE_CARD, *COSTED, reason="interrupted: stopped by SIGTERM")
+    assert paper_scan.lacks(stopped, JOB, "init", WHOLE_CARD) == "parts"
+    early = made_by("init", WHOLE_CARD, *COSTED[:1], reason="interrupted: stopped by SIGTERM")
+    assert paper_scan.lacks(early, JOB, "init", WHOLE_CARD) == "all"
+
+
+def test_with_missing_only_what_lacks_is_planned():
+    there = {"lstm_lm": {"error": "it broke"}, "lstm_lm-late": made_by("late", WHOLE_CARD)}
+    words = argparse.Namespace(names=["lstm_lm"], only=None, missing=True)
+    assert [task.state for task in paper.tasks(words, there, WHOLE_CARD)] == ["init"]
+    words.missing = False
+    assert [task.state for task in paper.tasks(words, there, WHOLE_CARD)] == ["init", "late"]
+    words.only = "late"
+    assert [task.state for task in paper.tasks(words, there, WHOLE_CARD)] == ["late"]
+
+
+def kept_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: paper_lanes.Task, found: dict[str, Any]) -> Any:
+    """What lies in the folder after a task that made `found`, where "before" lay there."""
+    (tmp_path / "lstm_lm.json").write_text('"before"')
+    monkeypatch.setattr(paper_scan, "_in_folder", lambda *given: found)
+    paper_scan.run_task(task, "0", 1.0, tmp_path, WHOLE_CARD, paper_lanes.Clock(None))
+    return json.loads((tmp_path / "lstm_lm.json").read_text())
+
+
+def test_a_second_try_for_a_gap_that_fails_does_not_replace_what_is_there(monkeypatch, tmp_path):
+    again, failed = paper_lanes.Task("lstm_lm", "init", 9, 1, True), {"lstm_lm": {"error": "it broke"}}
+    assert kept_by(monkeypatch, tmp_path, again, failed) == "before"
+    assert kept_by(monkeypatch, tmp_path, again, {}) == "before"
+    assert kept_by(monkeypatch, tmp_path, dataclasses.replace(again, later=False), failed) == failed["lstm_lm"]
+
+
 def test_what_is_kept_of_a_scan_is_small_and_still_loads(saved_scan):
-    kept = paper.smaller(json.loads(saved_scan))
+    kept = paper_scan.smaller(json.loads(saved_scan))
     assert kept["capture"]["tables"] == []
-    assert paper.NOTE in kept["target"]["notes"]
+    assert paper_scan.NOTE in kept["target"]["notes"]
     text = json.dumps(kept)
     assert len(text) < len(saved_scan)
     assert from_json(text).capture is not None
@@ -288,12 +491,26 @@ def saved_scan() -> str:
     return to_json(samples.full())
 
 
-@pytest.mark.slow
-def test_the_whole_command_runs_small(tmp_path, monkeypatch):
-    words = ["--small", "--seconds", "15", "--out", str(tmp_path), "lstm_lm", "lstm_lm_tiny"]
+def test_a_row_says_how_long_and_how_often_its_arms_were_trained():
+    row = line(paper_page.page({"lstm_lm": record(*EVEN)}), "| lstm_lm | init")
+    assert "| init, 40 steps x 3 seeds |" in row
+
+
+def test_a_scan_that_the_deadline_ended_says_so_below_the_table():
+    text = paper_page.page({"lstm_lm": {**record(*EVEN), "reason": "interrupted: stopped by SIGTERM"}})
+    assert "- lstm_lm, init: stopped before its end (interrupted: stopped by SIGTERM)." in text
+
+
+def run_small(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> None:
+    words = ["--small", "--scale", "0.1", "--gpus", "2", "--out", str(out), "lstm_lm", "lstm_lm_tiny", *more]
     monkeypatch.setattr(sys, "argv", ["paper.py", *words])
     monkeypatch.setenv("EXAMPLE_SIZE", "small")
     paper.main()
+
+
+@pytest.mark.slow
+def test_the_whole_command_runs_small_and_then_misses_nothing(tmp_path, monkeypatch, capsys):
+    run_small(monkeypatch, tmp_path)
     names = {path.name for path in (tmp_path / "paper").iterdir()}
     assert names == {
         "lstm_lm.json", "lstm_lm-late.json", "lstm_lm-training.json",
@@ -305,3 +522,19 @@ def test_the_whole_command_runs_small(tmp_path, monkeypatch):
     late = from_json((tmp_path / "paper" / "lstm_lm-late.json").read_text(encoding="utf-8"))
     assert late.target is not None
     assert late.target.optimizer == "SGD(lr=0.02)"
+    (tmp_path / "paper" / "lstm_lm-late.json").unlink()
+    capsys.readouterr()
+    run_small(monkeypatch, tmp_path, "--missing")
+    assert "1 task(s) of about" in capsys.readouterr().out
+    assert (tmp_path / "paper" / "lstm_lm-late.json").exists()
+    run_small(monkeypatch, tmp_path, "--missing")
+    assert "0 task(s) of about" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_at_the_deadline_the_command_ends_with_a_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paper_lanes, "LEAST_SHARE", -100.0)  # else nothing would begin
+    run_small(monkeypatch, tmp_path, "--deadline", "1")  # the processes do not even come to begin
+    assert capsys.readouterr().out.count("ended before it had anything to keep") == 3
+    assert list((tmp_path / "paper").iterdir()) == []
+    assert cells((tmp_path / "paper.md").read_text(encoding="utf-8"), "lstm_lm", "init")["FP32"] == "not run"
