@@ -5,8 +5,8 @@
 For each kind: one step at the initial weights and one after 100 FP32 steps, each in FP32 and in FP16 autocast from the
 same weights and batch, at scale 1 and at 2^10. Compared is the share of the finite non-zero elements that
 become zero, for every activation, activation gradient and weight gradient that is FP16 under autocast. Errors in
-percentage points over tensors that are not noise: with the cascade (an FP32 backward pass, gradients rounded to FP16
-at each module's output), and from each tensor's own counts alone.
+percentage points over tensors that are not noise: with the cascade (an FP32 step whose values and gradients are rounded
+to FP16 where autocast has them so), and from each tensor's own counts alone.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def row_of(kind: str, found: Prediction) -> dict[str, object]:
         "alone_p95_error_points": found.alone_p95_error_points,
         "largest_observed_underflow": max((t.observed_underflow for t in found.tensors if not t.noise), default=None),
         "overflow_missed": list(found.overflow_missed),
+        "cascade_reason": found.cascade_reason,
         "worst": [vars(t) | {"error_points": t.error_points} for t in worst],
     }
 
