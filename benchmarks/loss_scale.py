@@ -34,7 +34,8 @@ from typing import Any
 
 import torch
 from loss_scale_jobs import BATCHES, JOBS
-from loss_scale_policies import OURS, POLICIES, Subject
+from loss_scale_policies import POLICIES, Subject
+from loss_scale_reach import reach
 
 from mpdiag.device.environment import describe
 from mpdiag.target import Job, Start
@@ -47,8 +48,6 @@ FP32 = "fp32"
 CHECKPOINTS = (0, 100, 500, 1000, 1999)
 LAST = 50
 NAMED = 20  # skipped steps
-RUNS_WITHOUT_SKIP, RATIO = 0.95, 1.1  # what is to be reached
-NEGLIGIBLE = {"share_lost": 1e-3, "energy_lost": 2.0**-22}  # mpdiag's own limits: 0.1 %, FP16's rounding error squared
 
 Row = dict[str, Any]
 Region = Callable[[], AbstractContextManager[Any]]
@@ -72,19 +71,27 @@ def train(run: Session, start: Start, steps: int, keep: Sequence[int] = ()) -> T
         stepped[0] += 1
 
     handles = [o.register_step_post_hook(count) for o in run.optimizers.values()]
+    scales: list[torch.Tensor] = []  # read at the end: a look at each step would wait for the GPU
     for step in range(steps):
         if step in keep:
             trace.kept[step] = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
         stepped[0] = 0
-        trace.scales.append(run.scaler.get_scale() if run.scaler is not None else 1.0)
+        scales.append(scale_of(run))
         losses = run.step(run.place(start.batch(step)))
         trace.losses.append(torch.stack([loss.float() for loss in losses.values()]).sum())
         if stepped[0] < len(run.optimizers):
             trace.skipped.append(step)
-    trace.scales.append(run.scaler.get_scale() if run.scaler is not None else 1.0)
+    trace.scales = torch.stack([*scales, scale_of(run)]).tolist()
     for handle in handles:
         handle.remove()
     return trace
+
+
+def scale_of(run: Session) -> torch.Tensor:
+    """The loss scale as a number on the device; 1 without a scaler."""
+    if run.scaler is None:
+        return torch.ones((), device=run.device)
+    return run.scaler.scale(torch.ones((), device=run.device))
 
 
 def gradients(run: Session, batch: Any, region: Region, scale: float) -> dict[Any, torch.Tensor]:
@@ -188,8 +195,9 @@ def row_of(trace: Trace) -> Row:
 
 @dataclass(frozen=True)
 class Task:
-    """One job and seed: the FP32 run and every policy's."""
+    """One job and seed: the FP32 run and every policy's; place counts the tasks, so that all GPUs are used."""
 
+    place: int
     job: str
     seed: int
     policies: tuple[str, ...]
@@ -202,7 +210,10 @@ class Task:
 def measure(task: Task) -> tuple[list[Row], list[str]]:
     """Rows, and what was cut."""
     torch.set_num_threads(task.threads)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda", task.place % gpus) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
     who = {"job": task.job, "seed": task.seed, "steps": task.steps}
     cut = [f"{task.job} {task.seed} {name}" for name in (FP32, *task.policies)]
     if time.time() > task.deadline:
@@ -243,55 +254,6 @@ def mean_lost(row: Row, what: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def reach(rows: list[Row]) -> list[Row]:
-    """What was to be reached, in figures: steps skipped, and what is lost against the best policy of a checkpoint."""
-    runs = [row for row in rows if row["policy"] == OURS]
-    if not runs:
-        return []
-    clean = [row for row in runs if not row["skipped_after_first"] and not row["nonfinite_losses"]]
-    lines = [
-        {
-            "what": "runs without a skipped step after the first, nor a loss that is not finite",
-            "limit": RUNS_WITHOUT_SKIP,
-            "measured": len(clean) / len(runs),
-            "met": len(clean) / len(runs) >= RUNS_WITHOUT_SKIP,
-            "misses": [f"{r['job']} seed {r['seed']}: {_missed(r)}" for r in runs if r not in clean],
-        }
-    ]
-    for what, floor in NEGLIGIBLE.items():
-        for ignored in (0.0, floor):
-            over = list(_over_best(rows, runs, what, ignored))
-            worst = max((ratio for _, ratio in over), default=1.0)
-            lines.append(
-                {
-                    "what": f"{what} against the best policy"
-                    + (f", where it is above {ignored:.1e}" if ignored else ", everywhere"),
-                    "limit": RATIO,
-                    "measured": worst if math.isfinite(worst) else None,
-                    "met": not over,
-                    "misses": [f"{name}: {ratio:.3g}" for name, ratio in over],
-                }
-            )
-    return lines
-
-
-def _missed(row: Row) -> str:
-    broken = f", {row['nonfinite_losses']} losses not finite" if row["nonfinite_losses"] else ""
-    return f"{row['skipped_after_first']} skipped{broken}"
-
-
-def _over_best(rows: list[Row], runs: list[Row], what: str, ignored: float) -> Any:
-    """(where, ratio) of each checkpoint at which ours loses more than the best by more than the limit."""
-    for run in runs:
-        peers = [r for r in rows if (r["job"], r["seed"]) == (run["job"], run["seed"]) and "lost" in r]
-        for index, point in enumerate(run.get("lost", [])):
-            best = min((r["lost"][index][what] for r in peers if what in r["lost"][index]), default=None)
-            if best is None or what not in point or point[what] <= ignored:
-                continue
-            if point[what] > RATIO * best:
-                yield f"{run['job']} seed {run['seed']} step {point['step']}", point[what] / best if best else math.inf
-
-
 def show(row: Row, rows: list[Row]) -> None:
     fp32 = next((r for r in rows if r["policy"] == FP32 and (r["job"], r["seed"]) == (row["job"], row["seed"])), None)
     share, energy = mean_lost(row, "share_lost"), mean_lost(row, "energy_lost")
@@ -323,7 +285,6 @@ def record_of(rows: list[Row], cut: list[str], device: torch.device, steps: int)
         "jobs": {name: (JOBS[name].__doc__ or "").rstrip(".") for name in JOBS},
         "policies": {name: (POLICIES[name].__doc__ or "").rstrip(".") for name in POLICIES},
         "rows": rows,
-        "reach": reach(rows),
         "cut": sorted(cut),
     }
 
@@ -335,8 +296,8 @@ def main() -> None:
     parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--steps", type=int, default=2000 if cuda else 200)
-    parser.add_argument("--seeds", default="0,1" if cuda else "0")
-    parser.add_argument("--workers", type=int, default=6 if cuda else 2)
+    parser.add_argument("--seeds", default="3,4,5" if cuda else "0")
+    parser.add_argument("--workers", type=int, default=8 * torch.cuda.device_count() or 2)
     parser.add_argument("--seconds", type=float, default=400 if cuda else 3600)
     parser.add_argument("--small", action="store_true", default=not cuda)
     parser.add_argument("--keep", action="store_true")
@@ -347,7 +308,8 @@ def main() -> None:
     began = time.time()
     threads = max(1, (os.cpu_count() or 1) // arguments.workers)
     common = (policies, arguments.steps, arguments.small, began + arguments.seconds, threads)
-    tasks = [Task(job, int(seed), *common) for seed in arguments.seeds.split(",") for job in jobs]
+    pairs = [(job, int(seed)) for seed in arguments.seeds.split(",") for job in jobs]
+    tasks = [Task(place, job, seed, *common) for place, (job, seed) in enumerate(pairs)]
     rows: list[Row] = []
     if arguments.keep and arguments.out and arguments.out.exists():
         rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
@@ -371,7 +333,7 @@ def main() -> None:
             record = record_of(rows, cut, device, arguments.steps)
             if arguments.out:  # whenever a job's seed is done, so that a run cut short leaves what it measured
                 arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for line in record["reach"]:
+    for line in reach(rows):
         measured = "without bound" if line["measured"] is None else f"{line['measured']:.3g}"
         print(f"{line['what']}: {measured}, limit {line['limit']}: {'met' if line['met'] else 'missed'}")
         for miss in line["misses"][:12]:

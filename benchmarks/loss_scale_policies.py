@@ -149,4 +149,3 @@ def paper(subject: Subject) -> torch.amp.GradScaler:
 
 
 POLICIES: dict[str, Policy] = {make.__name__: make for make in (default, mpdiag, logmax, backoff, paper)}
-OURS = mpdiag.__name__

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from loss_scale_page import loss_scale_page
+
 
 def emulation_page(record: dict[str, object]) -> str:
     machine = record["environment"]
@@ -107,66 +109,6 @@ def _capture_row(row: dict[str, Any]) -> str:
     cells.append("" if row["allocations_a_step"] is None else f"{row['allocations_a_step']:.0f}")
     cells += ["", ""] if row["tensors"] is None else [str(row["tensors"]), f"{row['elements_a_step'] / 1e6:.1f}"]
     return "| " + " | ".join(cells) + " |"
-
-
-def loss_scale_page(record: dict[str, Any]) -> str:
-    machine, rows = record["environment"], record["rows"]
-    on = f"{machine['gpu']}, driver {machine['driver']}" if machine["gpu"] else "a CPU, FP16 emulated, jobs made small"
-    lines = [
-        "# Loss scales: ours against others",
-        "",
-        f"`{record['command']}` on {on}, torch {machine['torch']}. Steps a run: {record['steps']}. The same seeds, "
-        "weights and batches for all policies of a job.",
-        "",
-        "Skipped: steps without an update, a seed each; in brackets those after the first step. Settled: the first "
-        "step from which on the scale stays within a factor of 2, a seed each. Lost: of the gradient elements that "
-        "are not zero in FP32 those that are in FP16 at the policy's scale of that step, on the FP32 run's weights, "
-        "and their share of the squared norm; mean over seeds and checkpoints. Overflows: checkpoints at which the "
-        "gradients overflow at that scale; they are in no mean. Loss: mean of the last 50 steps, less that of FP32 on "
-        "the same seed, a seed each; with FP32 the losses themselves.",
-        "",
-        *(f"- {name}: {what}" for kind in ("policies", "jobs") for name, what in record[kind].items()),
-        "",
-        "| job | policy | log2 scale, first to last | skipped | settled | elements lost | energy lost | overflows | "
-        "loss against FP32 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for job, policy in dict.fromkeys((row["job"], row["policy"]) for row in rows):
-        lines.append(_loss_scale_row([row for row in rows if (row["job"], row["policy"]) == (job, policy)], rows))
-    lines += ["", "## Reached", "", "| what | limit | measured | verdict | misses |", "| --- | --- | --- | --- | --- |"]
-    for line in record["reach"]:
-        measured = "without bound" if line["measured"] is None else f"{line['measured']:.3g}"
-        misses = "; ".join(line["misses"][:8]) + (" ..." if len(line["misses"]) > 8 else "")
-        verdict = "met" if line["met"] else f"missed {len(line['misses'])} times"
-        lines.append(f"| {line['what']} | {line['limit']} | {measured} | {verdict} | {misses} |")
-    if record["cut"]:
-        lines += ["", f"Not run: {'; '.join(record['cut'])}."]
-    return "\n".join(lines) + "\n"
-
-
-def _loss_scale_row(seeds: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    fp32 = {(row["job"], row["seed"]): row["final_loss"] for row in rows if row["policy"] == "fp32"}
-    advised = [row["advice"] for row in seeds if "advice" in row]
-    windows = [f"{a['mode']}, window {a['window_log2'][0]} to {a['window_log2'][1]}" for a in advised]
-    cells = [seeds[0]["job"], seeds[0]["policy"] + (f" ({'; '.join(windows)})" if windows else "")]
-    if seeds[0]["policy"] == "fp32":
-        return f"| {' | '.join(cells)} | | | | | | | {', '.join(_loss(row['final_loss']) for row in seeds)} |"
-    cells.append(", ".join(f"{row['first_log2_scale']:.3g} to {row['final_log2_scale']:.3g}" for row in seeds))
-    cells.append(", ".join(f"{row['skipped']} ({row['skipped_after_first']})" for row in seeds))
-    cells.append(", ".join(str(row["settled"]) for row in seeds))
-    points = [point for row in seeds for point in row["lost"]]
-    for what in ("share_lost", "energy_lost"):
-        values = [point[what] for point in points if what in point]
-        cells.append(f"{statistics.fmean(values):.1e}" if values else "")
-    cells.append(str(sum("overflowed" in point for point in points)))
-    cells.append(", ".join(_loss(row["final_loss"], fp32[row["job"], row["seed"]]) for row in seeds))
-    return "| " + " | ".join(cells) + " |"
-
-
-def _loss(value: float | None, reference: float | None = 0.0) -> str:
-    if value is None or reference is None:
-        return "not finite"
-    return f"{value:.4g}" if reference == 0.0 else f"{value - reference:+.2g}"
 
 
 def kernel_page(record: dict[str, object]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mpdiag.advice.checks import ALL
 from mpdiag.advice.checks.check import Rule
 from mpdiag.diagnosis import SEVERITIES
+from mpdiag.finding import Certainty
 
 PAGE = Path(__file__).with_name("checks.md")
 
@@ -24,6 +25,10 @@ FAMILIES = {
 }
 
 _OWN_LOOP = "not seen by a scan: backward and step are mpdiag's there, and the job's own loop is never run"
+_TRAINS_ITSELF = (
+    "in the job's own loop: a scan never runs it, and a Probe on it has hooks at gradients and steps, none between "
+    "clipping and unscale_. Seen where the code that computes the loss trains a part itself"
+)
 
 # rule -> (its name, codes that answer it, what they leave out and why)
 RULES: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -79,8 +84,8 @@ RULES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("MP104", "MP101"),
         "what it was trained in: a file of weights does not say",
     ),
-    "R37": ("clipping before unscaling", (), _OWN_LOOP),
-    "R38": ("unscaling or updating at every micro-batch", (), _OWN_LOOP),
+    "R37": ("clipping before unscaling", ("MP519",), _TRAINS_ITSELF),
+    "R38": ("unscaling or updating at every micro-batch", ("MP520",), _TRAINS_ITSELF),
     "R39": ("FP16 without a scaler", (), _OWN_LOOP),
     "R40": ("a schedule that counts skipped steps", (), _OWN_LOOP),
     "R41": ("model.half() and autocast", ("MP502",), ""),
@@ -121,17 +126,21 @@ def page() -> str:
         "",
         "An error stops a migration, a warning changes it, information explains. MP106 to MP111 and MP305 to MP308",
         "need `--depth ops`; MP6xx and most of MP4xx need the verification, MP403 to MP405 a GPU.",
+        "",
+        "Each finding says what it rests on; the table has the least, a finding may rest on more:",
+        "",
+        *(f"- **{sure}**: {sure.meaning}." for sure in Certainty),
     ]
     for prefix, title in FAMILIES.items():
         lines += [
             "",
             f"## {prefix}xx: {title}",
             "",
-            "| code | name | severity | meaning |",
-            "| --- | --- | --- | --- |",
+            "| code | name | severity | how sure | meaning |",
+            "| --- | --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {rule.code} | {rule.name} | {', '.join(severities(rule))} | {summary(rule)} |"
+            f"| {rule.code} | {rule.name} | {', '.join(severities(rule))} | {rule.certainty} | {summary(rule)} |"
             for rule in ALL
             if rule.code.startswith(prefix)
         ]

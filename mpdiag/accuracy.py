@@ -15,7 +15,8 @@ class PairedTest:
     says "equivalent" four times in five, if the truth is as near to equal as the interval allows; None where the test
     has decided, or where a hundred would not do. worse_beyond: the margin without the allowance for few seeds; only
     past it an arm is called worse, or better. margin_from: the rule behind the margin. The rule is fixed before the
-    runs; its number comes from the FP32 runs alone, never from a candidate.
+    runs; its number comes from the FP32 runs alone, never from a candidate. resolution: of a metric, the smallest step
+    between two values of it in any runs, by which an interval of no width was widened to both sides; else None.
     """
 
     margin_from: str
@@ -25,6 +26,7 @@ class PairedTest:
     seed_noise: float | None = None
     seeds_needed: int | None = None
     worse_beyond: float | None = None
+    resolution: float | None = None
 
     def spread_in_margins(self, margin: float | None) -> float | None:
         """Spread over margin: what decides how many seeds it takes (0.5: five, 1: ten, 2.8: seventy)."""

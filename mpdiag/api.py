@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpdiag.diagnosis import NOT_ASKED_FOR, Diagnosis
+from mpdiag.diagnosis import NOT_ASKED_FOR, Asked, Diagnosis
 from mpdiag.draft import Draft
 from mpdiag.errors import UsageError
 from mpdiag.options import ScanOptions as ScanOptions
@@ -53,6 +53,7 @@ def scan(
             command=command or f"mpdiag.scan({target!r})",
             environment=describe(device),
             target=None,
+            asked=Asked(options.verify_steps, options.seeds),
         ),
         checkpoint,
     )
@@ -70,8 +71,7 @@ def scan(
         if options.verify:
             seconds = draft.diagnosis.elapsed_seconds
             pace = seconds.get("capture", 0.0) / sum(map(len, options.parts))  # counting included: rather too slow
-            budget = options.time_budget_seconds - seconds.get("islands", 0.0)
-            verification_stage(draft, job, options, device, report, budget, pace)
+            verification_stage(draft, job, options, device, report, seconds.get("islands", 0.0), pace)
         else:
             draft.update(reason=NOT_ASKED_FOR)
         late_findings(draft)
@@ -156,13 +156,10 @@ def _operations(
 
 
 def _advise(draft: Draft) -> None:
-    from mpdiag.advice import advise, window_at
+    from mpdiag.advice import advise
 
     assert draft.diagnosis.capture is not None
-    advice = advise(draft.diagnosis.capture)
-    if len(draft.parts) > 1:
-        advice = replace(advice, drift=tuple(window_at(steps, capture) for steps, capture in draft.parts))
-    draft.update(advice=advice)
+    draft.update(advice=advise(draft.diagnosis.capture, draft.parts))
 
 
 def _islands(
@@ -176,9 +173,9 @@ def _islands(
     if not islands_wanted(capture, advice):
         return
     with draft.timed("islands"):
-        report("search the fewest modules to keep in FP32")
+        report("search modules to keep in FP32")
         budget = ISLANDS_SHARE * options.time_budget_seconds
-        advice = with_islands(job, start, device, capture, advice, budget, report)
+        advice = with_islands(job, start, device, capture, advice, budget, report, draft.parts)
     draft.update(advice=advice)
 
 
@@ -199,10 +196,14 @@ def _steps_in_words(options: ScanOptions) -> str:
 
 def verification_stage(
     draft: Draft, job: Job, options: ScanOptions, device: torch.device, report: Callable[[str], None],
-    budget_seconds: float, pace_seconds: float,
+    islands_seconds: float = 0.0, pace_seconds: float = 0.0,
 ) -> None:  # fmt: skip
-    """Verify within a budget; pace_seconds: a counted FP32 step's, 0 where it is not known on this machine."""
+    """Verify within what is left of the time budget once the search of islands has taken its part.
+
+    pace_seconds: a counted FP32 step's, 0 where it is not known on this machine.
+    """
     from mpdiag.verify.cost_run import CostsAsked
+    from mpdiag.verify.island_gradients import dead_gradients, with_live_gradients
     from mpdiag.verify.island_search import costed
     from mpdiag.verify.run import VerificationRun
 
@@ -221,15 +222,29 @@ def verification_stage(
 
     running = VerificationRun(job, advice, device, job.better, lambda: draft.keep(so_far))
     draft.finish = stopped
+    budget = max(options.time_budget_seconds - islands_seconds, 0.0)
     began = time.perf_counter()
     with draft.timed("prediction"):
         report("count FP16 beside FP32: does it do what the FP32 counts foretell?")
-        affordable = int(PREDICTION_SHARE * budget_seconds / pace_seconds) if pace_seconds else PREDICTION_STEPS
-        running.predict(capture, options.seed, max(1, min(options.last_step + 1, PREDICTION_STEPS, affordable)))
+        steps = min(options.last_step + 1, PREDICTION_STEPS)
+        running.predict(capture, options.seed, steps, PREDICTION_SHARE * budget, pace_seconds)
+    if dead_gradients(running.prediction, advice.loss_scale.log2_scale or 0):
+        with draft.timed("islands again"):
+            report("search modules to keep in FP32 once more: a gradient is zero in FP16")
+            first, most = job.start(options.seed, 1), ISLANDS_SHARE * budget
+            advice = with_live_gradients(
+                job, first, device, capture, advice, running.prediction, most, report, draft.parts
+            )
+        running.advice = advice
+        draft.update(advice=advice)
     with draft.timed("verify"):
-        left = max(budget_seconds - (time.perf_counter() - began), 0.0)
-        asked = CostsAsked(options.costs, options.largest_batch, options.memory_limit_bytes)
-        running.run(options.seed, options.verify_steps, options.seeds, left, report, asked)
+        predicted = time.perf_counter() - began
+        spent = {"the search of FP32 islands took": islands_seconds, "the prediction took": predicted}
+        asked = CostsAsked(
+            options.costs, options.batch_searched, options.memory_limit_bytes, options.time_budget_seconds
+        )
+        left = max(budget - predicted, 0.0)
+        running.run(options.seed, options.verify_steps, options.seeds, left, report, asked, spent)
     draft.finish = lambda: None
     verification = running.record()
     if advice.plan is not None:

@@ -2,9 +2,11 @@
 
 MXFP8 gives every 32 elements a power of two as their scale, NVFP4 every 16 an FP8 number, so a small element is lost
 to its neighbours, not to its tensor. Distances are counted, not values: a tensor times a power of two has the same
-counts, and one count answers E4M3 and E5M2. Blocks run along a row: of up to three dimensions the last (what a linear
-layer sums over); of images and of weights all that one filter or one output sums over, in the order of memory. A
-row's last block may be shorter. Infinities and NaNs are left out, and do not set the scale of their block: what a
+counts, and one count answers E4M3 and E5M2. Blocks run along what the product sums over that reads the tensor in the
+forward pass, or as a gradient on its way to the layer's input: a linear layer's features; of images the channels at
+each pixel, of a filter its taps' channels in a row, as implicit products of channels-last tensors have them, though a
+kernel may block otherwise. A weight's gradient sums over the batch, along which nothing is counted. A row's last
+block may be shorter. Infinities and NaNs are left out, and do not set the scale of their block: what a
 real one does with them is the implementation's own choice (OCP MX 1.0, section 6.3).
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from mpdiag.formats import E4M3, FloatFormat
 
@@ -22,27 +25,45 @@ DISTANCES = 40  # the last one holds all beyond; E5M2 loses from 33 octaves on
 RATIOS = 16  # the last one holds all beyond
 LOST_RATIO = 5  # E2M1 ends at 6 and rounds 0.25 to zero: 0.25 / 6 is 2^-4 of two thirds, so ratio 4 survives
 
+FEATURES = "the last dimension"
+CHANNELS = "the channels of each pixel"
+TAPS = "each filter, channels innermost"
+FILTER = "all that one index of the first dimension holds"
+
 NOT_ASKED = "not counted in blocks"
 NOT_AN_OPERAND = "not counted in blocks: no operand of a product"
-FIRST_STEP = "not counted in blocks: not seen in the first step observed"
+FIRST_STEP = "not counted in blocks: not seen in the first step of any stretch observed"
 NO_ROWS = "not counted in blocks: sparse, nested or complex, without rows of numbers"
 
 
 @dataclass(frozen=True)
 class BlockCounts:
-    """The non-zero finite elements of a tensor in one step, relative to the largest of their blocks.
+    """The non-zero finite elements of a tensor in `steps` steps, relative to the largest of their blocks.
 
     distances[d], blocks of 32: ceil(log2(largest / 1.75)) - floor(log2|x|) == d; the FP8 formats end at 1.75 times a
     power of two, so the scale is the least that lets nothing overflow, as NVIDIA's recipes have it (arXiv 2506.08027).
     OCP's own rule rounds it down, loses no more than this and clips. ratios[r], blocks of 16:
     floor(log2(1.5|x| / largest)) == -r. nvfp4_lost: elements that become zero in NVFP4, rounded to nearest;
     nvfp4_vanished: those of them whose whole block does, because its scale is zero beside the tensor's largest.
+    along: what blocks run along, one of the names above.
     """
 
     distances: tuple[int, ...]
     ratios: tuple[int, ...]
     nvfp4_lost: int
     nvfp4_vanished: int
+    steps: int = 1
+    along: str = FEATURES
+
+    def __add__(self, other: BlockCounts) -> BlockCounts:
+        return BlockCounts(
+            tuple(map(sum, zip_longest(self.distances, other.distances, fillvalue=0))),
+            tuple(map(sum, zip_longest(self.ratios, other.ratios, fillvalue=0))),
+            self.nvfp4_lost + other.nvfp4_lost,
+            self.nvfp4_vanished + other.nvfp4_vanished,
+            self.steps + other.steps,
+            self.along,
+        )
 
     @property
     def elements(self) -> int:
@@ -58,7 +79,7 @@ class BlockCounts:
         return sum(self.distances[_first_lost(fmt) :])
 
     def mx_energy_lost(self, fmt: FloatFormat) -> float:
-        """The share of the squared norm that goes with them, 0..1, were all blocks of one size."""
+        """About the share of the squared norm that goes with them, 0..1: what it were, were all blocks of one size."""
         return _tail_energy(self.distances, _first_lost(fmt))
 
     def nvfp4_energy_lost(self) -> float:

@@ -14,27 +14,23 @@ from mpdiag.accuracy import ControlOutcome, CurveBand
 from mpdiag.blocks import NOT_ASKED, BlockCounts
 from mpdiag.costs.record import NOT_MEASURED, Costs
 from mpdiag.drift import WindowAt
+from mpdiag.finding import SEVERITIES as SEVERITIES
+from mpdiag.finding import Finding as Finding
 from mpdiag.foretold import Prediction
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.loop import LoopFacts
 from mpdiag.operations import NOT_OBSERVED, OpTable
+from mpdiag.origin import Asked as Asked
 from mpdiag.origin import Environment as Environment
 from mpdiag.origin import TargetRecord as TargetRecord
-from mpdiag.other_formats import FormatChoice, FormatForecast
+from mpdiag.other_formats import BF16, FP16, FP16_ISLANDS, TF32, TF32_SNIPPET, FormatChoice, FormatForecast
+from mpdiag.other_formats import BF16_SNIPPET as BF16_SNIPPET
 from mpdiag.plan import IslandPlan
 
 SCHEMA_VERSION = 1  # 1: the first
 
-SEVERITIES = ("error", "warning", "info")
 VERDICTS = ("go", "go-with-changes", "no-go", "inconclusive")
 NOT_ASKED_FOR = "verification was not asked for"
-BF16_SNIPPET = """\
-with torch.autocast("cuda", dtype=torch.bfloat16):
-    loss = compute_loss(model, batch)
-loss.backward()  # BF16 has FP32's range: no loss scale
-optimizer.step()
-optimizer.zero_grad()
-"""
 
 
 class TensorKind(StrEnum):
@@ -57,7 +53,7 @@ class TensorTable:
     format, where it is 16-bit already).
     noise_floor_log2: elements below 2^this are rounding noise, mathematically zero (None: not known to be any);
     noise_level: all of them are. sampled: share of the elements that was counted, None where it was all of them.
-    blocks: relative to the largest of their blocks, in the first step observed; None for blocks_reason.
+    blocks: relative to the largest of their blocks, in the first step of each stretch observed; None for blocks_reason.
     """
 
     name: str
@@ -143,11 +139,22 @@ class ScalePoint:
 
 
 @dataclass(frozen=True)
+class EnergyLost:
+    """The tensor, as "name (kind)", that loses the largest share of its squared norm, where from first_step on."""
+
+    tensor: str
+    share: float
+    first_step: int
+
+
+@dataclass(frozen=True)
 class LossScaleAdvice:
     """The recommended loss scale and its whole feasible window [2^lower_log2, 2^upper_log2].
 
-    limited_by names the tensors that bind each end. underflow_before and _after are the pooled shares lost at
-    scale 1 and at the recommended scale. lower > upper: no scale serves all, log2_scale is None.
+    limited_by names the tensors that bind each end. underflow_before and _after are the shares of all elements lost at
+    scale 1 and at the recommended scale, energy_lost of the squared norm of all; most_lost: by the tensor and stretch
+    of training that loses most. lower > upper: no scale serves all, log2_scale is None. A skipped step multiplies the
+    scale by backoff_factor, growth_interval steps without one double it (None: it never grows).
     """
 
     log2_scale: int | None
@@ -163,21 +170,9 @@ class LossScaleAdvice:
     reason: str
     growth_interval: int | None = None
     curve: tuple[ScalePoint, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One diagnosis. subject: the tensor, module or part it is about; evidence: the numbers and their limits."""
-
-    code: str
-    name: str
-    severity: str
-    subject: str
-    message: str
-    evidence: dict[str, int | float | str | None]
-    remedy: str
-    snippet: str | None = None
-    source: str | None = None
+    backoff_factor: float | None = None
+    most_lost_before: EnergyLost | None = None
+    most_lost_after: EnergyLost | None = None
 
 
 @dataclass(frozen=True)
@@ -264,14 +259,32 @@ class Diagnosis:
     reason: str | None = None
     elapsed_seconds: dict[str, float] = field(default_factory=dict)
     captured_on: Environment | None = None
+    asked: Asked | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def train_in(self) -> str | None:
+        """The format of the code to paste, which the page, the configurations and plan.json follow: the choice's.
+
+        None where a verification has run and lets the job train in nothing, or where there is no advice.
+        """
+        run, advice = self.verification, self.advice
+        if run is not None and run.train_with is None:
+            return None
+        if advice is not None and advice.format_choice is not None:
+            return advice.format_choice.chosen
+        if run is not None and run.train_with != "fp16":
+            return BF16 if run.train_with == "bf16" else FP16_ISLANDS
+        if advice is None:
+            return None
+        return FP16_ISLANDS if advice.plan and advice.plan.enough and advice.plan.keep_fp32 else FP16
+
+    @property
     def snippet(self) -> str | None:
-        """The code to paste: the recommended loss scale's, or what was found to train where FP16 as it is does not."""
-        plan = self.advice.plan if self.advice else None
-        if self.verification is None or self.verification.train_with == "fp16":
-            return (plan and plan.snippet) or (self.advice.loss_scale.snippet if self.advice else None)
-        if self.verification.train_with == "fp16-plan":
-            return plan.snippet if plan else None
-        return BF16_SNIPPET if self.verification.train_with == "bf16" else None
+        """The code to paste: that of the format to train in; None where that is FP32, or nothing."""
+        advice, found = self.advice, {BF16: BF16_SNIPPET, TF32: TF32_SNIPPET}
+        if self.train_in == FP16_ISLANDS:
+            return advice.plan.snippet if advice and advice.plan else None
+        if self.train_in == FP16:
+            return advice.loss_scale.snippet if advice else None
+        return found.get(self.train_in or "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpdiag.api import late_findings, load, verification_stage
-from mpdiag.diagnosis import Diagnosis, TargetRecord
+from mpdiag.diagnosis import Asked, Diagnosis, TargetRecord
 from mpdiag.draft import Draft
 from mpdiag.errors import UsageError
 from mpdiag.options import ScanOptions
@@ -27,7 +27,8 @@ def verify_saved(
 ) -> Diagnosis:
     """Verify on this machine what a scan elsewhere captured: `verify_saved("run.json", device="cuda")`.
 
-    The job is loaded from where the scan found it; its first seed, loss scale and FP32 islands are those of the scan.
+    The job is loaded from where the scan found it; its first seed, loss scale and FP32 islands are those of the scan,
+    and so are the numbers of seeds and steps unless options or keywords give others.
     Raises UsageError (`nothing-to-verify`, `target-changed`) and whatever loading and training the job raises.
     """
     from mpdiag.device.environment import describe
@@ -42,9 +43,10 @@ def verify_saved(
         raise UsageError("nothing-to-verify", f"the saved scan has no capture: {missing}", "scan the target again")
     target, capture = diagnosis.target, diagnosis.capture
     observed = max((part.last_step + 1 for part in diagnosis.advice.drift), default=capture.steps)
-    options = replace(
-        options or ScanOptions(), seed=capture.seed, steps=observed, start_from=target.start_from, **changed
-    )
+    asked = diagnosis.asked
+    if options is None:
+        options = ScanOptions() if asked is None else ScanOptions(verify_steps=asked.verify_steps, seeds=asked.seeds)
+    options = replace(options, seed=capture.seed, steps=observed, start_from=target.start_from, **changed)
     device = select_device(options.device)
     here = describe(device)
     with random_state_kept():
@@ -61,12 +63,13 @@ def verify_saved(
                 target=replace(target, notes=changes),
                 verification=None,
                 reason=None,
+                asked=Asked(options.verify_steps, options.seeds),
             ),
             checkpoint,
             before=diagnosis,
         )
         with draft.kept_on_failure():
-            verification_stage(draft, job, options, device, report, options.time_budget_seconds, pace_seconds=0.0)
+            verification_stage(draft, job, options, device, report)
             draft.update(target=_with_first_losses(draft.diagnosis))
             late_findings(draft)
     return draft.diagnosis

@@ -12,11 +12,11 @@ class TensorForecast:
     """One tensor in one training step, in FP32 and then in FP16 from the same weights and batch; kind as in its table.
 
     Shares (0..1) of its finite non-zero elements in FP32. predicted: by the exponent counts alone, each tensor for
-    itself. cascade: by an FP32 backward pass whose gradients were rounded to FP16, so that what has become zero stays
-    zero upstream (None for what has no backward pass). observed: zeros, and infinities or NaNs, that FP16 has
-    beyond those of FP32; predicted_overflow is with the cascade too. log2_scale: of the loss scale, 0 without one.
-    trained_steps: how many FP32 steps the weights are from initialisation. noise: its gradient is mathematically
-    zero, or a part of it.
+    itself. cascade: by an FP32 step whose values and gradients were rounded to FP16 where FP16 would have them so, and
+    what has become zero stays zero upstream (None for what has no gradient, or where that step failed). observed:
+    zeros, and infinities or NaNs, that FP16 has beyond those of FP32; predicted_overflow is with the cascade too.
+    log2_scale: of the loss scale, 0 without one. trained_steps: how many FP32 steps the weights are from
+    initialisation. noise: its gradient is mathematically zero, or a part of it.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Prediction:
     Errors are in percentage points of underflow: the median and the 95th percentile over tensors, with the cascade and
     by the counts alone. Not among them: noise_tensors, and overflowed_tensors, which FP16 broke. overflow_missed:
     tensors that overflowed in a step in which no overflow was foretold. emulated: FP16 was emulated. Errors are None
-    where there was no tensor to compare.
+    where there was no tensor to compare. cascade_reason: why some forecasts are by the counts alone, None if none is.
     """
 
     tensors: tuple[TensorForecast, ...]
@@ -67,6 +67,7 @@ class Prediction:
     noise_tensors: int = 0
     overflowed_tensors: int = 0
     overflow_missed: tuple[str, ...] = ()
+    cascade_reason: str | None = None
 
 
 def summarized(tensors: Sequence[TensorForecast], emulated: bool) -> Prediction:

@@ -19,7 +19,8 @@ class LoopEvent(StrEnum):
     (`exp_`, `out=`). penalty: a gradient with a graph of its own. backward_inside: a backward pass in an autocast
     region. average: a moving average kept in 16 bits (value: 1 minus its decay). counter: something added to a 16-bit
     buffer, step by step. compiled: a torch.compile'd module. repeats: the rows of a 16-bit embedding (value: the most
-    look-ups of one row in one call).
+    look-ups of one row in one call). scaler_step: steps an optimizer by a GradScaler of its own. clipped_scaled:
+    clips gradients that carry a loss scale. mixed_scales: a backward pass that adds such to gradients without one.
     """
 
     AUTOCAST = "autocast"
@@ -32,6 +33,9 @@ class LoopEvent(StrEnum):
     COUNTER = "counter"
     COMPILED = "compiled"
     REPEATS = "repeats"
+    SCALER_STEP = "scaler_step"
+    CLIPPED_SCALED = "clipped_scaled"
+    MIXED_SCALES = "mixed_scales"
 
 
 @dataclass(frozen=True)

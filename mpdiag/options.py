@@ -8,7 +8,17 @@ from pathlib import Path
 
 from mpdiag.drift import observed_parts
 from mpdiag.errors import UsageError
-from mpdiag.settings import CAPTURE_STEPS, DEPTHS, SEEDS, TIME_BUDGET_SECONDS, VERIFY_STEPS
+from mpdiag.settings import (
+    CAPTURE_STEPS,
+    DEPTHS,
+    MOST_SEEDS,
+    MOST_STEPS,
+    SEEDS,
+    TIME_BUDGET_SECONDS,
+    VERIFY_STEPS,
+)
+
+WITHIN = f"counts start at 1, steps end at {MOST_STEPS:,}, seeds at {MOST_SEEDS:,}; a budget is finite"
 
 
 @dataclass(frozen=True)
@@ -42,19 +52,33 @@ class ScanOptions:
         """The last of them."""
         return max(part[-1] for part in self.parts)
 
+    @property
+    def batch_searched(self) -> bool:
+        """Whether the largest batch is asked for; a limit of memory is meant for nothing else."""
+        return self.largest_batch or self.memory_limit_bytes is not None
+
     def __post_init__(self) -> None:
         wrong = {
-            "steps": self.steps < 1,
+            "steps": not 1 <= self.steps <= MOST_STEPS,
             "seed": not 0 <= self.seed < 2**64,  # what torch takes
-            "verify_steps": self.verify_steps < 1,
-            "seeds": self.seeds < 1,
+            "verify_steps": not 1 <= self.verify_steps <= MOST_STEPS,
+            "seeds": not 1 <= self.seeds <= MOST_SEEDS,
             "time_budget_seconds": not 0 < self.time_budget_seconds < math.inf,
             "device": self.device not in ("auto", "cpu", "cuda"),
             "depth": self.depth not in DEPTHS,
             "at": not self.at or min(self.at) < 0,
-            "skip": self.skip < 0,
+            "skip": not 0 <= self.skip <= MOST_STEPS,
+            "memory_limit_bytes": self.memory_limit_bytes is not None and self.memory_limit_bytes < 1,
         }
         for name, bad in wrong.items():
             if bad:
                 message = f"{name} cannot be {getattr(self, name)!r}"
-                raise UsageError("bad-option", message, "counts start at 1, a budget is a finite number of seconds")
+                raise UsageError("bad-option", message, WITHIN)
+        last = max(self.at) + (self.steps - 1) * (self.skip + 1)
+        if last >= MOST_STEPS:
+            message = f"the last step to observe would be {last:,}; {MOST_STEPS:,} steps of training are the most"
+            raise UsageError("bad-option", message, "lower --steps, --at or --skip")
+        if self.batch_searched and not (self.costs and self.verify):
+            off = "--no-verify" if self.costs else "--no-costs"
+            message = f"the largest batch was asked for, and {off} leaves out what finds it"
+            raise UsageError("options-clash", message, f"drop {off}, or --largest-batch and --memory-limit")

@@ -43,3 +43,15 @@ class TargetRecord:
     structure: str | None = None  # a hash of modules and parameters: another one is another model
     source_hash: str | None = None  # of the target file
     lower_is_better: tuple[str, ...] = ()
+    batch_hash: str | None = None  # of the first batch of the scan's seed: another one is other data
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The size of the verification as it was last asked for: a bare `mpdiag verify` asks for the same.
+
+    What the time budget cut of it is in Verification.cut.
+    """
+
+    verify_steps: int
+    seeds: int

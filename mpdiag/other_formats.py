@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+FP16, FP16_ISLANDS, BF16, TF32, FP32 = "FP16", "FP16 with FP32 islands", "BF16", "TF32", "FP32"
+"""What a choice may say."""
+
+BF16_SNIPPET = """\
+with torch.autocast("cuda", dtype=torch.bfloat16):
+    loss = compute_loss(model, batch)
+loss.backward()  # BF16 has FP32's range: no loss scale
+optimizer.step()
+optimizer.zero_grad()
+"""
+TF32_SNIPPET = """\
+torch.set_float32_matmul_precision("high")  # TF32 products; convolutions have them by default
+loss = compute_loss(model, batch)
+loss.backward()
+optimizer.step()
+optimizer.zero_grad()
+"""
+
 
 @dataclass(frozen=True)
 class FormatForecast:
@@ -15,7 +33,11 @@ class FormatForecast:
     non-zero elements that become zero; energy_lost: the share of its squared norm that the worst tensor loses;
     overflow: share that overflows. losing: tensors of which more becomes zero than the format's recipes bear (1 %; of
     NVFP4 15 %); worst: the one that loses most, None where none does. lost: the share that becomes zero of each tensor
-    that loses any, by "name (kind)", worst first.
+    that loses any, by "name (kind)", worst first. Several stretches of training are judged each for itself, with
+    scales of their own: a tensor's worst counts, worst_step is the first step of its stretch (None where there was
+    one). steps: how many were counted, all of a stretch or, in blocks, its first; along: what blocks run along.
+    noise_db: about how far rounding noise lies below the signal, in the tensor where it is nearest; None where
+    nothing was left to compare. energy_lost is an estimate too.
     """
 
     format: str
@@ -31,6 +53,10 @@ class FormatForecast:
     worst_underflow: float
     verdict: str
     lost: dict[str, float] = field(default_factory=dict)
+    noise_db: float | None = None
+    steps: int | None = None
+    along: str | None = None
+    worst_step: int | None = None
 
     @property
     def fits(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpdiag.errors import UsageError
+from mpdiag.other_formats import FP16_ISLANDS
 from mpdiag.version import __version__
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ PLAN_VERSION = 1  # 1: the first
 
 @dataclass(frozen=True)
 class IslandPlan:
-    """The smallest set of modules found that FP16 autocast can train without, once they stay in FP32.
+    """Modules that FP16 autocast can train without, once they stay in FP32: found by trying, so fewer may exist.
 
-    keep_fp32: those modules; with all of them in FP32 an FP16 iteration is finite and a loss scale serves the rest
-    if `enough`. minimal: none of them can be left out (unknown where False). near_limit: modules within an octave of
-    overflow, which would be next. log2_scale, mode and growth_interval: the loss scale under the plan. iterations
+    keep_fp32: those modules; with all of them in FP32 an FP16 iteration on the first batch, from the initial weights,
+    is finite, keeps its numbers and has a loss scale that serves the rest if `enough`. minimal: none of them can be
+    left out (unknown where False), which is not that no other set is smaller. near_limit: modules within an octave of
+    overflow, which would be next. log2_scale, mode, growth_interval and backoff_factor: the loss scale under
+    the plan. iterations
     and seconds: what the search took. reason: what it could not do. step_time_ratio: step time with the plan over
     that of the arm step_time_reference, FP16 without the plan; above 1 is speed lost; None for step_time_reason.
     """
@@ -43,11 +46,15 @@ class IslandPlan:
     step_time_reference: str | None = None
     step_time_reason: str | None = "not measured: the plan was not trained"
     snippet: str | None = None
+    backoff_factor: float | None = None
 
 
 @dataclass(frozen=True)
 class SavedPlan:
-    """plan.json. made_by: mpdiag's version; source: the scanned target."""
+    """plan.json. made_by: mpdiag's version; source: the scanned target.
+
+    alternative_to: what the scan advises before this plan ("BF16"); None where the plan is what it advises.
+    """
 
     format: str
     keep_fp32: tuple[str, ...]
@@ -56,6 +63,7 @@ class SavedPlan:
     growth_interval: int | None
     made_by: str
     source: str
+    alternative_to: str | None = None
     schema_version: int = PLAN_VERSION
 
 
@@ -71,9 +79,11 @@ def plan_of(diagnosis: Diagnosis) -> SavedPlan | None:
     plan = advice.plan if advice else None
     if advice is None or target is None or plan is None or not plan.enough or not plan.keep_fp32:
         return None  # names that were not tried are for a reader, not for production
+    advised = advice.format_choice.chosen if advice.format_choice else diagnosis.train_in
     return SavedPlan(
-        advice.format, plan.keep_fp32, plan.log2_scale, plan.mode, plan.growth_interval, __version__, target.source
-    )
+        advice.format, plan.keep_fp32, plan.log2_scale, plan.mode, plan.growth_interval, __version__, target.source,
+        alternative_to=None if advised in (None, FP16_ISLANDS) else advised,
+    )  # fmt: skip
 
 
 def plan_to_json(plan: SavedPlan) -> str:
@@ -118,4 +128,5 @@ def _checked(raw: Any, where: str) -> SavedPlan:
         growth_interval=raw.get("growth_interval"),
         made_by=raw.get("made_by", ""),
         source=raw.get("source", ""),
+        alternative_to=raw.get("alternative_to"),
     )

@@ -116,6 +116,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _fits(kind: Any, value: Any) -> bool:
+    if kind is bool:
+        return isinstance(value, bool)
     if kind is str:
         return isinstance(value, str) and value not in ("NaN", "Infinity", "-Infinity")
     if kind is int:

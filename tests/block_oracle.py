@@ -49,3 +49,29 @@ def nvfp4_zeros(values: np.ndarray, length: int) -> tuple[int, int]:
     cast = np.clip(scaled, -6.0, 6.0).astype(ml_dtypes.float4_e2m1fn).astype(np.float64)
     zero = (cast == 0) & (some != 0)
     return int(zero.sum()), int((zero & (scale == 0)[:, None]).sum())
+
+
+def decibels(values: np.ndarray, rounded: np.ndarray) -> float:
+    """Signal to rounding noise; what is not finite is left out."""
+    kept = np.isfinite(values)
+    wide, near = values[kept].astype(np.float64), rounded[kept].astype(np.float64)
+    return float(10 * np.log10((wide**2).sum() / ((wide - near) ** 2).sum()))
+
+
+def mx_decibels(values: np.ndarray, length: int, dtype) -> float:
+    """Signal to rounding noise of MXFP8."""
+    some = blocks(values, length, 32)
+    element_max = float(ml_dtypes.finfo(dtype).max)
+    scale = np.exp2(scale_exponents(np.abs(some).max(axis=1), element_max, True))[:, None]
+    return decibels(some, (some / scale).astype(dtype).astype(np.float64) * scale)
+
+
+def nvfp4_decibels(values: np.ndarray, length: int) -> float:
+    """Signal to rounding noise of NVFP4, rounded to nearest."""
+    some = blocks(values, length, 16)
+    largest = np.abs(some).max(axis=1)
+    whole = np.float64(largest.max()) / (448.0 * 6.0)
+    scale = np.minimum(largest / 6.0 / whole, 448.0).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)[:, None] * whole
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = np.clip(np.where(scale > 0, some / scale, 0.0), -6.0, 6.0)
+    return decibels(some, scaled.astype(ml_dtypes.float4_e2m1fn).astype(np.float64) * scale)

@@ -16,6 +16,7 @@ from mpdiag.costs.record import Costs
 from mpdiag.costs.tensor_cores import BodyReading, Calibration, Ceilings, CounterEvidence, GpmEvidence
 from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.diagnosis import Comparison, Trial
+from mpdiag.measure.turns import turns_of
 
 MIB = 2**20
 ROUNDS = 10
@@ -32,24 +33,36 @@ COMPILE_FAILED = "RuntimeError: a graph with <break> in it"
 
 
 def blocks(middle: float, phase: float, lost: int | None = None) -> tuple[float | None, ...]:
-    """Block medians that scatter by half a percent, the same at every call; the lost one is None."""
-    wobble = (math.sin(1.7 * i + phase) + math.sin(0.6 * i * phase) for i in range(ROUNDS))
-    return tuple(None if i == lost else middle * (1 + 0.004 * w) for i, w in enumerate(wobble))
+    """Block medians around a geometric mean that scatter by half a percent, the same at every call; one may be lost."""
+    wobble = [0.004 * (math.sin(1.7 * i + phase) + math.sin(0.6 * i * phase)) for i in range(ROUNDS)]
+    mean = sum(w for i, w in enumerate(wobble) if i != lost) / (ROUNDS - (lost is not None))
+    return tuple(None if i == lost else middle * math.exp(w - mean) for i, w in enumerate(wobble))
 
 
 def arm_time(arm: str, phase: float, lost: int | None = None) -> ArmTime:
     precision, middle = ARMS["fp32" if arm == "again" else arm]
     return ArmTime(
         arm, precision, middle, (middle * 0.996, middle * 1.006), middle * 1.01, blocks(middle, phase, lost),
-        ROUNDS * 20, 0 if lost is None else 3,
+        ROUNDS * 20, 0 if lost is None else 3, None, (1965, 1980), (57, 63), False,
     )  # fmt: skip
 
 
 def timing() -> Timing:
     timed = [arm_time(arm, phase, 4 if arm == "fp16" else None) for phase, arm in enumerate(ARMS)]
+    timed[0] = dataclasses.replace(timed[0], clocks_mhz=(1740, 1980), throttled=True, limited_by=("power cap",))
     failed = ArmTime("fp16-compile", "FP16 autocast, torch.compile", None, None, None, reason=COMPILE_FAILED)
     note = "the arms did not fit in memory together: each block began with a fresh model"
-    return Timing((*timed, failed), arm_time("again", 7), 128, ROUNDS, False, 148.2, (note,))
+    order = turns_of((*ARMS, "fp16-compile", "again"), ROUNDS)
+    return Timing(
+        (*timed, failed), arm_time("again", 7), 128, ROUNDS, False, 148.2, (note,), order, sharing(0.5, None), 1
+    )
+
+
+def sharing(seconds: float, idle_watts: float | None) -> GpuSharing:
+    return GpuSharing(
+        None, 0.0, False, seconds, "busy: active in more than 2 % of the time", "NVML does not list other processes",
+        0.0, idle_watts, GpuState(1980, 41, 131.5, ("nothing to do",)),
+    )  # fmt: skip
 
 
 def memory() -> tuple[MemoryUse, ...]:
@@ -79,7 +92,7 @@ def energy() -> tuple[EnergyUse, ...]:
         (1965, 1980), (60, 62), False, (), "steps were skipped in 1 of the windows; a skipped step takes less",
     )  # fmt: skip
     other = "1 other process(es) used this GPU meanwhile"
-    return fp32, fp16, EnergyUse("bf16", None, None, None, 3, 15.0, 131.5, other)
+    return fp32, fp16, EnergyUse("bf16", None, None, None, 3, 15.0, 131.5, other, above_idle_reason=other)
 
 
 def gpm() -> tuple[GpmEvidence, ...]:
@@ -176,7 +189,7 @@ def largest_batch() -> tuple[LargestBatch, ...]:
 def bodies() -> tuple[BodyReading, ...]:
     high, low = {"any_tensor": 0.86, "sm": 0.99}, {"any_tensor": 0.001, "sm": 0.99}
     return (
-        BodyReading("FP16 matmul", 0.6, 742.0, None, high, 2e-4, 1755, 690.0, ("power cap",)),
+        BodyReading("FP16 matmul", 1.1, 742.0, None, high, 2e-4, 1755, 690.0, ("power cap",), first_clock_mhz=1980),
         BodyReading("BF16 matmul", 0.6, reason="torch.OutOfMemoryError", gpm_reason="it did not run"),
         BodyReading("TF32 matmul", 0.6, 380.0, None, high, 3e-4, 1800, 655.0, ()),
         BodyReading("IEEE FP32 matmul", 0.6, 51.9, None, low, 3e-7, 1980, 540.0, ()),
@@ -187,10 +200,6 @@ def bodies() -> tuple[BodyReading, ...]:
 
 def full_costs() -> Costs:
     """All that can be measured, on a GPU of its own."""
-    sharing = GpuSharing(
-        None, 0.0, False, 2.5, "busy: active in more than 2 % of the time", "NVML does not list other processes", 0.0,
-        131.5, GpuState(1980, 41, 131.5, ("nothing to do",)),
-    )  # fmt: skip
     return Costs(
         timing=timing(),
         memory=memory(),
@@ -204,8 +213,10 @@ def full_costs() -> Costs:
         ceilings=Ceilings(
             {"FP16": 742.0, "TF32": 380.0, "FP32": 51.9}, 2890.0, 8192, 3.6, {"FP16 matmul": 1755},
             {"FP16 matmul": 690.0}, {"FP16 matmul": ("power cap",)}, {"BF16": "torch.OutOfMemoryError"},
+            {"FP16 matmul": 1.1, "copy": 0.4},
+            {"FP16 matmul": "a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap)"},
         ),
-        sharing=sharing,
+        sharing=sharing(2.5, 131.5),
         seconds=612.4,
     )  # fmt: skip
 

@@ -11,7 +11,9 @@ import torch
 
 from mpdiag.device import block as block_room
 from mpdiag.device import nvml as nvml_room
+from mpdiag.device import stopwatch as stopwatch_room
 from mpdiag.device.gpm import GPM_METRICS
+from mpdiag.measure import timing as timing_room
 
 CUDA = torch.device("cuda", 0)
 UUID = "8d1f0f3c-0000-4444-8888-123456789abc"
@@ -63,6 +65,9 @@ class FakeNvml(ModuleType):
         self.freed: list[str] = []
         self.asked: list[str] = []
         self.failing: dict[str, str] = {}
+        self.mig_instance = False  # whether CUDA's device is one that this NVML knows by its own UUID
+        self.mig_mode = (0, 0)
+        self.handles: dict[str, str] = {}  # the handle that each function was last asked with
 
     def spend(self, seconds: float) -> None:
         """Let time pass at the present power."""
@@ -80,6 +85,8 @@ class FakeNvml(ModuleType):
 
         def noted(*arguments: Any) -> Any:
             self._called(name)
+            if arguments:
+                self.handles[name] = arguments[0]
             return value(*arguments)
 
         return noted
@@ -91,8 +98,18 @@ class FakeNvml(ModuleType):
         return b"580.65.06"
 
     def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> str:  # noqa: N802
+        known = f"MIG-{UUID}" if self.mig_instance else f"GPU-{UUID}"
+        if uuid.decode() != known:
+            raise NVMLError("Not Found")
         self.uuid = uuid.decode()
+        return "instance" if self.mig_instance else "handle"
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: str) -> str:  # noqa: N802
+        assert handle == "instance"
         return "handle"
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        return list(self.mig_mode)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
         ticks = int((self.clock.now - self.counted_until) / self.tick + 1e-9)
@@ -172,7 +189,7 @@ def install(monkeypatch: Any) -> FakeNvml:
     clock = Clock()
     library = FakeNvml(clock)
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    for room in (nvml_room, block_room):
+    for room in (nvml_room, block_room, stopwatch_room, timing_room):
         monkeypatch.setattr(room, "time", clock)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=UUID))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)

@@ -634,7 +634,7 @@ def squared_lengths_by_einsum() -> Job:
 # --- MP2xx: gradients, scale and update
 
 
-@plant("MP201", "warning", "refine")
+@plant("MP201", "info", "refine")
 def a_loss_averaged_over_many_pixels() -> Job:
     class Denoiser(nn.Module):
         def __init__(self) -> None:
@@ -654,7 +654,7 @@ def a_loss_averaged_over_many_pixels() -> Job:
     return job(Denoiser, pictures, lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
 
 
-@plant("MP201", "warning", "0")
+@plant("MP201", "info", "0")
 def a_loss_with_a_tiny_weight() -> Job:
     net = lambda: nn.Sequential(nn.Linear(WIDTH, CLASSES))
     return job(net, loss=lambda model, batch: 1e-7 * classify(model, batch))
@@ -1029,7 +1029,7 @@ def a_pre_norm_block() -> Job:
     return job(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), PreNorm(), nn.Linear(WIDTH, CLASSES)))
 
 
-@healthy("MP201")  # gradients of a mean over 2,500 positions
+@healthy()
 def rotary_positions_in_fp32_up_to_2500() -> Job:
     class Rotary(nn.Module):
         def __init__(self) -> None:

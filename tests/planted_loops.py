@@ -260,7 +260,63 @@ def a_learning_rate_of_zero() -> Job:
     return job(net, lr=0.0)
 
 
+def with_a_critic(train: Callable[[Any, torch.optim.Optimizer, list[torch.Tensor], list[Any]], None]) -> Job:
+    """A job whose loss function trains a critic itself, by a GradScaler of its own; two micro-batches a step."""
+    critic = nn.Linear(WIDTH, 1)
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        halves = [part.detach() for part in batch[0].chunk(2)]
+        train(scaler, optimizer, [critic(half).pow(2).mean() for half in halves], list(critic.parameters()))
+        optimizer.zero_grad(set_to_none=False)
+        return classify(model, batch)
+
+    return job(net, loss=loss)
+
+
+@plant("MP519", "warning", "GradScaler")
+def a_critic_clipped_while_its_gradients_are_scaled() -> Job:
+    def train(scaler: Any, optimizer: Any, losses: list[torch.Tensor], parameters: list[Any]) -> None:
+        for loss in losses:
+            scaler.scale(loss).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)  # <-
+        scaler.step(optimizer)
+        scaler.update()
+
+    return with_a_critic(train)
+
+
+@plant("MP520", "warning", "GradScaler")
+def a_critic_unscaled_at_every_micro_batch() -> Job:
+    def train(scaler: Any, optimizer: Any, losses: list[torch.Tensor], parameters: list[Any]) -> None:
+        for loss in losses:
+            scaler.scale(loss).backward()  # <-
+            scaler.unscale_(optimizer)
+            scaler.update()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return with_a_critic(train)
+
+
 # --- what looks like a fault and is none
+
+
+@healthy()
+def a_critic_that_is_unscaled_and_clipped_in_order() -> Job:
+    def train(scaler: Any, optimizer: Any, losses: list[torch.Tensor], parameters: list[Any]) -> None:
+        for loss in losses:
+            scaler.scale(loss).backward()
+            for p in parameters:
+                p.grad /= 1.0  # as one divides by the number of micro-batches
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_value_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return with_a_critic(train)
 
 
 @healthy()
@@ -374,7 +430,7 @@ def features_of_any_size_behind_a_batch_norm() -> Job:
     return job(lambda: nn.Sequential(nn.BatchNorm1d(WIDTH), *net()), lambda: features(5000.0))
 
 
-@healthy("MP201")  # gradients of what a factor of a millionth hides
+@healthy()
 def a_layer_scale_of_a_millionth() -> Job:
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from mpdiag.diagnosis import (
     Capture,
     Comparison,
     Diagnosis,
+    EnergyLost,
     Environment,
     Finding,
     LossScaleAdvice,
@@ -277,6 +278,8 @@ def full() -> Diagnosis:
         'with torch.autocast("cuda", dtype=torch.float16):\n    loss = compute_loss(model, batch)\n'
         "scaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()",
         "2^14 loses least while the largest gradient keeps 3 powers of two of headroom.", 2000, points,
+        0.5, EnergyLost("blocks.3.mlp.fc2.weight (weight_gradient)", 0.19, 0),
+        EnergyLost("blocks.3.mlp.fc2.weight (weight_gradient)", 1e-9, 0),
     )  # fmt: skip
     return Diagnosis(
         created="2026-08-14T09:12:44+00:00",

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 
 from arm_samples import metrics, one, pairs, trial
 
+from mpdiag.diagnosis import Trial
 from mpdiag.verify.compare import compare_arms, endpoint
 from mpdiag.verify.paired_test import LOSS_FLOOR, MARGIN_CAP, SEED_SHARE, power
 
@@ -185,6 +186,72 @@ def test_equal_runs_are_equivalent():
 def test_a_metric_that_is_zero_in_every_run_is_equivalent(higher):
     c = one(metrics([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]), "accuracy", higher=higher)
     assert (c.verdict, c.difference) == ("equivalent", 0.0)
+
+
+def coarse(base: Sequence[float], other: Sequence[float], more: Sequence[float] = ()) -> list[Trial]:
+    """Runs whose losses differ, with a metric that moves in steps; `more`: a control's values."""
+    made = [trial("fp32", seed, 1 + seed / 10, value) for seed, value in enumerate(base)]
+    made += [trial("fp16", seed, 1.0001 + seed / 10, value) for seed, value in enumerate(other)]
+    return made + [trial("control", seed, 2 + seed / 10, value) for seed, value in enumerate(more)]
+
+
+def test_equal_differences_of_a_coarse_metric_are_known_to_a_step_and_no_better():
+    hits = [359 / 360, 358 / 360, 359 / 360]
+    c = one(coarse(hits, hits), "accuracy")
+    assert c.interval == pytest.approx((-1 / 360, 1 / 360))
+    assert (c.verdict, c.test.resolution) == ("equivalent", pytest.approx(1 / 360))  # the margin is 0.005
+    assert c.test.upper_bound == pytest.approx(1 / 360)
+
+
+def test_a_step_beyond_the_margin_leaves_it_undecided_and_more_seeds_do_not_help():
+    c = one(coarse([0.98, 0.99, 0.98], [0.98, 0.99, 0.98]), "accuracy")
+    assert (c.verdict, c.interval) == ("inconclusive", pytest.approx((-0.01, 0.01)))
+    assert c.test.seeds_needed is None
+    assert c.reason == (
+        "all pairs differ by the same, and the metric moves in steps of 0.01: too coarse for a margin of 0.0049; a "
+        "larger set to validate on would tell"
+    )
+
+
+def test_the_step_is_the_smallest_between_any_two_runs_also_a_controls():
+    c = one(coarse([0.98, 0.98, 0.98], [0.98, 0.98, 0.98], [0.978, 0.5, 0.1]), "accuracy")
+    assert c.test.resolution == pytest.approx(0.002)
+    assert (c.verdict, c.interval) == ("equivalent", pytest.approx((-0.002, 0.002)))
+
+
+def test_a_step_is_no_rounding_error():
+    base = [0.9972222447395325, 0.9944444298744202, 0.9972222447395325]
+    other = [0.9972222328186035, 0.9944444298744202, 0.9972222447395325]  # FP32's last bit
+    assert one(coarse(base, other), "accuracy").test.resolution == pytest.approx(1 / 360, rel=1e-4)
+
+
+def test_the_same_loss_of_a_step_in_every_pair_is_widened_too():
+    c = one(coarse([0.90, 0.91, 0.92], [0.89, 0.90, 0.91]), "accuracy")
+    assert c.interval == pytest.approx((-0.02, 0.0), abs=1e-9)
+    assert c.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("control", [1.0, 0.1])
+def test_a_metric_in_which_no_run_differed_but_failures_says_so(control):
+    c = one(coarse([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [control] * 3), "accuracy")
+    assert (c.verdict, c.interval, c.test.resolution) == ("equivalent", (0.0, 0.0), None)
+    assert c.reason == "no run differed in this metric, but for failures: it may be too coarse to tell one"
+
+
+def test_runs_that_are_equal_to_the_bit_are_equal_in_a_coarse_metric_too():
+    c = one(metrics([0.98, 0.99, 0.98], [0.98, 0.99, 0.98]), "accuracy")  # the losses are the same
+    assert (c.verdict, c.interval, c.test.resolution, c.reason) == ("equivalent", (0.0, 0.0), None, None)
+
+
+def test_an_interval_with_a_width_of_its_own_is_left_as_it_is():
+    c = one(coarse([0.90, 0.91, 0.92], [0.90, 0.91, 0.91]), "accuracy")
+    assert c.test.resolution is None
+    assert c.interval == pytest.approx(stats.t.interval(0.9, 2, loc=c.difference, scale=stats.sem([0, 0, -0.01])))
+
+
+def test_a_loss_has_no_steps():
+    c = one(pairs([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]))
+    assert (c.interval, c.test.resolution) == ((0.0, 0.0), None)
 
 
 def test_every_metric_has_a_comparison_of_its_own():

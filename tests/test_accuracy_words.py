@@ -15,11 +15,18 @@ import report_samples as samples
 from report_samples import comparison
 
 from mpdiag.accuracy import ControlOutcome, CurveBand, PairedTest
-from mpdiag.diagnosis import Diagnosis
-from mpdiag.report.accuracy_words import band_sentences, control_sentences, verdict_in_words
+from mpdiag.diagnosis import Comparison, Diagnosis, SelfTest
+from mpdiag.report.accuracy_words import (
+    band_sentences,
+    control_sentences,
+    repeat_sentence,
+    standing,
+    verdict_in_words,
+)
 from mpdiag.report.curve_bands import band_curves
 from mpdiag.report.digest import comparison_line, digest_of
 from mpdiag.report.html import render
+from mpdiag.report.html_summary import boxes
 
 FAILED = ControlOutcome("fp16-pure", True, "loss +0.3, margin 0.1")
 EQUAL = ControlOutcome("fp16-unscaled", False, "loss equivalent")
@@ -173,3 +180,62 @@ def test_a_control_far_away_does_not_squash_the_others():
 )
 def test_nothing_to_draw_is_no_picture(bands):
     assert band_curves(bands, ORDER, (), 0.5) is None
+
+
+def weighed(standing_of: str, shown: bool | None = None) -> Comparison:
+    return comparison("fp16", verdict=standing_of, test=PairedTest("r", shown))
+
+
+def test_an_arm_stands_as_its_weakest_quantity():
+    order = [
+        weighed("worse"),
+        weighed("inconclusive", False),
+        weighed("inconclusive", True),
+        weighed("equivalent", True),
+    ]
+    assert [standing(c) for c in order] == [0, 1, 2, 3]
+    assert standing(weighed("better")) == 3
+    assert standing(comparison("fp16", verdict="not-measured")) == 1
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        (SelfTest(True, 5, 0.0, 0.0), "FP32 twice from one seed is equal to the bit after 5 steps (self-test), so a "
+         "pair differs by precision"),
+        (SelfTest(True, 1, 0.0, 0.25, "under deterministic algorithms"), "FP32 twice from one seed differs by up to "
+         "0.25 after 1 step (self-test: in a loss, gradient or weight), so a part of each pair's difference is not the "
+         "precision's"),
+        (SelfTest(None, 0, reason="not tested"), None),
+    ],
+)  # fmt: skip
+def test_whether_fp32_repeats_itself_is_quoted_from_the_self_test(test, told):
+    made = samples.full()
+    assert made.capture is not None
+    assert repeat_sentence(replace(made, capture=replace(made.capture, selftest=test))) == told
+    assert repeat_sentence(replace(made, capture=None)) is None
+
+
+def summary(*comparisons: Comparison) -> str:
+    """The page's box on accuracy, without markup."""
+    run = samples.full().verification
+    assert run is not None
+    made = boxes(replace(samples.full(), verification=replace(run, comparisons=comparisons)))
+    (box,) = (box for box in made if "FP16 against FP32" in box.title)
+    return " | ".join(str(line) for line in box.lines)
+
+
+def test_the_pages_headline_says_no_better_than_the_whole_verdict():
+    metric = replace(weighed("equivalent", True), quantity="accuracy")
+    loss = replace(weighed("inconclusive", True), quantity="loss")
+    assert "equivalent, but the loss is not worse, perhaps better; 3 paired seeds" in summary(loss, metric)
+    assert "equivalent, but the loss is worse" in summary(replace(loss, verdict="worse"), metric)
+    assert "| equivalent; 3 paired seeds" in summary(replace(loss, verdict="equivalent"), metric)
+
+
+def test_the_terminals_line_on_bf16_says_not_worse_as_the_page_does():
+    run = samples.full().verification
+    assert run is not None
+    shown = replace(weighed("inconclusive", True), candidate="bf16", quantity="loss")
+    made = replace(samples.full(), verification=replace(run, comparisons=(*run.comparisons[:1], shown)))
+    assert ("bf16", "loss not worse, perhaps better") in digest_of(made).why

@@ -21,11 +21,13 @@ from arm_samples import SCALE
 
 from mpdiag.diagnosis import LossScaleAdvice, Trial
 from mpdiag.errors import UserCodeError
+from mpdiag.plan import IslandPlan
 from mpdiag.settings import MIN_VERIFY_STEPS
 from mpdiag.target.job import ONLY, Job
 from mpdiag.training.precision import Precision
 from mpdiag.verify.arms import Arm, arms_for
-from mpdiag.verify.plan import CUT_FIRST, Plan, fit
+from mpdiag.verify.deadline import left_of
+from mpdiag.verify.plan import CUT_FIRST, Pace, Plan, fit
 from mpdiag.verify.trials import train_arm
 
 CPU = torch.device("cpu")
@@ -115,7 +117,7 @@ def test_the_other_arms_have_no_scale():
 
 def plan(steps: int, seeds: int, budget: float, a_step: float = 1.0) -> Plan:
     """All five arms at `a_step` seconds a step each."""
-    return fit(arms_for(SCALE, CPU)[0], steps, seeds, {"fp32": a_step, "fp16": a_step}, budget)
+    return fit(arms_for(SCALE, CPU)[0], steps, seeds, Pace({"fp32": a_step, "fp16": a_step}), budget)
 
 
 def kept(found: Plan) -> list[str]:
@@ -133,7 +135,7 @@ def test_a_plan_within_its_budget_is_not_cut():
 def test_steps_are_cut_first():
     found = plan(100, 3, budget=750.0)
     assert (kept(found), found.steps, found.seeds) == (ALL_ARMS, 50, 3)
-    assert found.cut == ("only 50 of 100 steps were trained, to keep the time budget of 750 s",)
+    assert found.cut == ("only 50 of 100 steps were trained: the time budget is 750 s",)
 
 
 def test_then_seeds():
@@ -141,8 +143,8 @@ def test_then_seeds():
     found = plan(100, 3, budget=150.0)
     assert (kept(found), found.steps, found.seeds) == (ALL_ARMS, 30, 1)
     assert found.cut == (
-        "only 30 of 100 steps were trained, to keep the time budget of 150 s",
-        "only 1 of 3 seeds were run, to keep the time budget of 150 s",
+        "only 30 of 100 steps were trained: the time budget is 150 s",
+        "only 1 of 3 seeds were run: the time budget was too short",
     )
 
 
@@ -154,7 +156,7 @@ def test_then_arms_least_needed_first():
     # 20 s: five arms 4 steps, four arms 5
     found = plan(100, 3, budget=20.0)
     assert (kept(found), found.steps, found.seeds) == (["fp32", "fp16", "fp16-unscaled", "bf16"], 5, 1)
-    assert found.cut[0] == "arm fp16-pure: not run, the time budget of 20 s was too short"
+    assert found.cut[0] == "arm fp16-pure: not run, the time budget is 20 s"
 
 
 def test_fp32_and_fp16_are_kept_even_over_budget():
@@ -163,14 +165,35 @@ def test_fp32_and_fp16_are_kept_even_over_budget():
     assert len(found.cut) == 5
 
 
+def test_a_plan_of_islands_comes_before_plain_fp16_and_is_kept_over_budget():
+    islands = IslandPlan(("fc",), True, True, 12, "dynamic", 2000, 3, 0.5, False)
+    arms, _ = arms_for(SCALE, CPU, islands)
+    found = fit(arms, 100, 3, Pace({"fp32": 1.0, "fp16": 1.0}), 1.0)
+    assert (kept(found), found.steps, found.seeds) == (["fp32", "fp16-plan", "fp16"], MIN_VERIFY_STEPS, 1)
+
+
 def test_the_other_arms_cost_what_fp16_costs():
-    found = fit(arms_for(SCALE, CPU)[0], 100, 1, {"fp32": 1.0, "fp16": 0.25}, 100.0)
+    found = fit(arms_for(SCALE, CPU)[0], 100, 1, Pace({"fp32": 1.0, "fp16": 0.25}), 100.0)
     assert found.steps == 50  # 1 + 4 * 0.25 = 2 s a step
 
 
 def test_what_a_run_costs_besides_its_steps_is_taken_off_the_budget():
-    found = fit(arms_for(SCALE, CPU)[0], 100, 1, {"fp32": 1.0, "fp16": 1.0}, 250.0, run_seconds=10.0)
-    assert found.steps == 40  # 250 s less 5 runs of 10 s, at 5 s a step
+    pace = Pace({"fp32": 1.0, "fp16": 1.0}, build_seconds=6.0, first_step_seconds=1.0, evaluate_seconds=3.0)
+    assert fit(arms_for(SCALE, CPU)[0], 100, 1, pace, 250.0).steps == 40  # less 5 runs of 10 s, at 5 s a step
+    # of 520 s each of two seeds has 260, less 50, less 3 for half of the model that gives the second its weights
+    assert fit(arms_for(SCALE, CPU)[0], 100, 2, pace, 520.0).steps == 41
+
+
+def test_a_metric_takes_longer_in_an_arm_whose_steps_do():
+    pace = Pace({"fp32": 1.0, "fp16": 3.0}, build_seconds=1.0, first_step_seconds=0.5, evaluate_seconds=2.0)
+    assert [pace.besides(arm.name, arm.precision) for arm in arms_for(SCALE, CPU)[0][:2]] == [3.5, 7.5]
+
+
+def test_what_is_cut_is_told_in_the_words_of_the_budget_that_was_asked_for():
+    words = left_of(27.3, 0.781045, {"the prediction took": 23.02, "the search of FP32 islands took": 0.0})
+    assert words == "the time budget of 27.3 s had 0.8 s left for training (the prediction took 23 s)"
+    found = fit(arms_for(SCALE, CPU)[0], 100, 3, Pace({"fp32": 0.01, "fp16": 0.01}), 0.781045, words)
+    assert found.cut[0] == f"only 15 of 100 steps were trained: {words}"
 
 
 def test_a_job_too_quick_to_time_is_not_cut():

@@ -16,13 +16,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 import block_oracle as oracle
 
 from mpdiag.blocks import (
+    CHANNELS,
     DISTANCES,
+    FEATURES,
+    FILTER,
     FIRST_STEP,
     LOST_RATIO,
     NO_ROWS,
     NOT_AN_OPERAND,
     NOT_ASKED,
     RATIOS,
+    TAPS,
     BlockCounts,
     nvfp4_losses,
 )
@@ -270,10 +274,11 @@ X = torch.randn
         (X(50), False, Rows((50,), (1,), 50)),
         (X(6, 40), False, Rows((240,), (1,), 40)),
         (X(2, 6, 40), False, Rows((480,), (1,), 40)),
-        (X(2, 3, 4, 5), False, Rows((120,), (1,), 60)),
-        (X(8, 3, 5), True, Rows((120,), (1,), 15)),
-        (X(8, 3, 4, 5).to(memory_format=torch.channels_last), True, Rows((480,), (1,), 60)),
-        (X(2, 3, 4, 5).transpose(0, 1), False, Rows((120,), (1,), 120)),
+        (X(2, 3, 4, 5), False, Rows((2, 20, 3), (60, 1, 20), 3, CHANNELS)),
+        (X(2, 3, 4, 5).to(memory_format=torch.channels_last), False, Rows((120,), (1,), 3, CHANNELS)),
+        (X(2, 1, 4, 5), False, Rows((40,), (1,), 5)),
+        (X(8, 3, 5), True, Rows((120,), (1,), 15, FILTER)),
+        (X(8, 3, 4, 5).to(memory_format=torch.channels_last), True, Rows((480,), (1,), 60, FILTER)),
         (X(6, 40).T, False, Rows((40, 6), (1, 40), 6)),
         (X(6, 40)[:, 3:33], False, Rows((6, 30), (40, 1), 30)),
         (X(40).expand(6, 40), False, Rows((6, 40), (0, 1), 40)),
@@ -289,6 +294,41 @@ def test_rows_are_what_a_product_sums_over(tensor, weight, rows):
         assert torch.equal(values, tensor.reshape(-1))
 
 
+IMAGES = X(2, 6, 4, 5)
+SIGNAL = X(2, 6, 9)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "weight", "module_type", "expected", "length", "along"),
+    [
+        (IMAGES, False, "Conv2d", IMAGES.permute(0, 2, 3, 1), 6, CHANNELS),
+        (IMAGES, False, "LayerNorm2d", IMAGES.permute(0, 2, 3, 1), 6, CHANNELS),
+        (IMAGES, False, "ReLU", IMAGES.permute(0, 2, 3, 1), 6, CHANNELS),
+        (IMAGES, False, "Linear", IMAGES, 5, FEATURES),  # an image of features, as ConvNeXt's
+        (IMAGES, False, "MultiheadAttention", IMAGES, 5, FEATURES),
+        (SIGNAL, False, "Conv1d", SIGNAL.permute(0, 2, 1), 6, CHANNELS),
+        (SIGNAL, False, "Linear", SIGNAL, 9, FEATURES),
+        (SIGNAL, False, "ReLU", SIGNAL, 9, FEATURES),
+        (IMAGES[0], False, "Conv2d", IMAGES[0].permute(1, 2, 0), 6, CHANNELS),  # a batch of none
+        (IMAGES, True, "Conv2d", IMAGES.permute(0, 2, 3, 1), 6 * 20, TAPS),
+        (IMAGES, True, "ConvTranspose2d", IMAGES.permute(1, 2, 3, 0), 2 * 20, TAPS),
+        (SIGNAL, True, "Experts", SIGNAL, 54, FILTER),
+    ],
+)
+def test_blocks_run_along_what_the_reading_product_sums_over(tensor, weight, module_type, expected, length, along):
+    rows = rows_of(tensor, weight, module_type)
+    assert torch.equal(rows.of(tensor), expected.reshape(-1))
+    assert (rows.length, rows.along) == (length, along)
+
+
+def test_one_large_channel_takes_its_neighbours_at_each_pixel_and_no_others():
+    images = torch.full((1, 4, 8, 8), 1.0)
+    images[:, 0, 0, :] = 2.0**20
+    rows = rows_of(images, False, "Conv2d")
+    found = counted(rows.of(images), rows.length)
+    assert found.distances == table_of((0, 8 + 4 * 56), (20, 3 * 8))  # in memory order 32 of its own channel would be
+
+
 # in a capture
 
 
@@ -297,10 +337,10 @@ def watched(monkeypatch, path, steps=2, parts=None):
     seen = {}
     original = CountTable.add_with_blocks
 
-    def add(self, row, tensor, weight):
-        rows = rows_of(tensor, weight) if tensor.numel() else None
+    def add(self, row, tensor, weight, module_type):
+        rows = rows_of(tensor, weight, module_type) if tensor.numel() else None
         seen.setdefault(row, []).append((rows.of(tensor).float().numpy().copy(), rows.length) if rows else (None, 0))
-        original(self, row, tensor, weight)
+        return original(self, row, tensor, weight, module_type)
 
     monkeypatch.setattr(CountTable, "add_with_blocks", add)
     job = load_job(str(path))
@@ -331,14 +371,20 @@ def test_captured_tensors_are_foretold_as_they_are_really_quantised(path, monkey
     assert sum(t.blocks.nvfp4_lost for t in tables) == pytest.approx(real[1], abs=allowed)
 
 
-def test_blocks_are_of_the_first_observed_step_and_the_usual_counts_of_all(monkeypatch):
+def test_blocks_are_of_the_first_step_of_each_part_and_the_usual_counts_of_all(monkeypatch):
     observation, seen = watched(monkeypatch, TARGETS[[t.stem for t in TARGETS].index("encoder")], parts=[[1, 2], [4]])
-    assert {len(calls) for calls in seen.values()} == {1}
+    assert {len(calls) for calls in seen.values()} == {2}
     operands = [t for t in observation.tables if t.blocks is not None]
     assert {t.steps for t in operands} == {3}
     for table in operands:
         assert table.blocks_reason is None
-        assert table.blocks.elements <= table.elements
+        assert table.blocks.steps == 2
+        assert table.blocks.elements <= 2 * table.elements
+    parts = [{(t.kind, t.name): t.blocks for t in part.tables if t.blocks} for part in observation.parts]
+    assert [{blocks.steps for blocks in part.values()} for part in parts] == [{1}, {1}]
+    assert parts[0] != parts[1]
+    for table in operands:
+        assert table.blocks == parts[0][table.kind, table.name] + parts[1][table.kind, table.name]
 
 
 def test_a_step_with_blocks_gives_the_usual_counts_of_one_without(monkeypatch):
@@ -347,7 +393,7 @@ def test_a_step_with_blocks_gives_the_usual_counts_of_one_without(monkeypatch):
     monkeypatch.setattr(
         CountTable,
         "add_with_blocks",
-        lambda self, row, tensor, weight: self.add(row, tensor) if tensor.numel() else None,
+        lambda self, row, tensor, weight, module_type: self.add(row, tensor) if tensor.numel() else None,
     )
     job = load_job(path)
     without = Observation(CPU, 0, SelfTest(None, 0))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 from fake_nvml import CUDA, FakeNvml, install
 
 from mpdiag import saved
-from mpdiag.costs.calibration import MARGIN, calibrate, ceilings, judge_gpm
+from mpdiag.costs.calibration import MARGIN, burst, calibrate, ceilings, judge_gpm
 from mpdiag.costs.tensor_cores import (
     BODIES,
     COPY,
@@ -248,12 +248,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 
 def test_a_ceiling_is_operations_by_event_time(fake):
-    ceiling, calibration = measure_ceilings(CUDA, seconds=1.0)
+    began = fake.clock.now
+    ceiling, calibration = measure_ceilings(CUDA)
+    assert fake.clock.now - began < 8.0
     assert ceiling.tflops["FP16"] == pytest.approx(2 * 1024**3 / 0.01 / 1e12)
     assert ceiling.copy_gbytes_per_second == pytest.approx(100.0)
     assert ceiling.sm_clock_mhz == dict.fromkeys(BODIES, 1980)
     assert ceiling.power_watts == dict.fromkeys(BODIES, 100.0)
-    assert ceiling.seconds == pytest.approx(6 * 0.5, rel=0.05)
+    assert ceiling.seconds == pytest.approx(4 * 1.12 + 2 * 0.392, rel=0.05)
+    assert ceiling.window_seconds["FP16 matmul"] == pytest.approx(1.12, rel=0.02)
+    assert ceiling.window_seconds["copy"] == pytest.approx(0.392, rel=0.04)
+    assert ceiling.bursts == {}
     assert calibration.usable
     assert calibration.threshold == pytest.approx(0.022 / 0.98 + MARGIN)
 
@@ -262,6 +267,38 @@ def test_a_held_down_clock_is_noted_beside_the_ceiling(fake):
     fake.limits = 0x4
     ceiling, _ = measure_ceilings(CUDA)
     assert ceiling.limited_by == dict.fromkeys(BODIES, ("power cap",))
+
+
+def test_a_clock_that_falls_within_the_window_makes_a_burst(fake, monkeypatch):
+    real = ceiling_room.ready_body
+
+    @contextmanager
+    def heating(name, size, device):
+        fake.clock_mhz = 1980
+        with real(name, size, device) as ready:
+
+            def step():
+                ready.step()
+                fake.clock_mhz -= 1 if name == "FP16 matmul" else 0
+
+            yield dataclasses.replace(ready, step=step)
+
+    monkeypatch.setattr(ceiling_room, "ready_body", heating)
+    fake.limits = 0x4
+    ceiling, _ = measure_ceilings(CUDA)
+    assert set(ceiling.bursts) == {"FP16 matmul"}
+    said = ceiling.bursts["FP16 matmul"]
+    assert said.startswith("a burst: the clock fell from 1,93")
+    assert said.endswith("MHz within 1.1 s (power cap)")
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "is_burst"), [(1980, 1921, False), (1980, 1900, True), (None, 1900, False), (1380, 1440, False)]
+)
+def test_a_burst_is_a_clock_that_fell_by_three_percent(first, last, is_burst):
+    reading = body(FP16_MATMUL, 86.0, tflops=700.0, first_clock_mhz=first, sm_clock_mhz=last)
+    assert (burst(reading) is not None) is is_burst
+    assert burst(dataclasses.replace(reading, reason="2 other processes")) is None
 
 
 def test_a_body_is_long_enough_for_gpm_however_short_it_was_asked_for(fake):

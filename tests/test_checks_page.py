@@ -11,6 +11,7 @@ import pytest
 
 from mpdiag.advice.checks import ALL, BY_CODE
 from mpdiag.diagnosis import SEVERITIES
+from mpdiag.finding import Certainty
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = (DOCS / "checks.md").read_text(encoding="utf-8")
@@ -33,16 +34,22 @@ def test_the_page_is_what_the_checks_say_now():
 
 
 @pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.code)
-def test_every_code_has_a_row_with_name_severity_and_meaning(rule):
-    (row,) = re.findall(rf"^\| {rule.code} \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TEXT, re.MULTILINE)
+def test_every_code_has_a_row_with_name_severity_certainty_and_meaning(rule):
+    (row,) = re.findall(rf"^\| {rule.code} \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TEXT, re.MULTILINE)
     assert row[0] == rule.name
     assert set(row[1].split(", ")) <= set(SEVERITIES)
-    assert row[2].endswith(".")
+    assert row[2] in list(Certainty)
+    assert row[3].endswith(".")
 
 
 def test_all_57_rules_are_there_each_with_a_code_or_a_reason():
     assert re.findall(r"^\| (R\d\d) \|", TEXT, re.MULTILINE) == [f"R{number:02}" for number in range(1, 58)]
     assert [rule for rule, (_, codes, why) in MAKER.RULES.items() if not codes and not why] == []
+
+
+@pytest.mark.parametrize("sure", Certainty)
+def test_each_word_of_certainty_has_its_meaning_on_the_page(sure):
+    assert f"\n- **{sure}**: {sure.meaning}.\n" in TEXT
 
 
 def test_the_rules_name_codes_that_exist():

@@ -35,7 +35,12 @@ WHOLE = HEAD + MODEL + BATCHES + LOSS
 BOOM = "raise ValueError('the users own mistake')\n"
 # every call of the loss, over all runs: 1 to 6 are the self-test's, 7 is the FP16 iteration's, 8 and 9 the capture's
 COUNTED = HEAD + MODEL + BATCHES + "CALLS = [0]\n"
-WARNS = HEAD + MODEL + BATCHES + "def compute_loss(model, batch):\n    return model(batch).pow(2).mean() * 1e-7\n"
+WARNS = (
+    HEAD
+    + MODEL
+    + BATCHES
+    + "def compute_loss(model, batch):\n    return (model(batch.clamp(-1, 1) * 255) * 1e-2).pow(2).mean()\n"
+)
 FAILS = WHOLE.replace("1.0 + i", "1e6 * (1 + i)")
 
 Write = Callable[..., Path]

@@ -60,7 +60,8 @@ def diagnosis(
         growth_interval=interval,
         snippet=_snippet(log2_scale, mode, interval or 2000),
     )
-    plan = IslandPlan(islands, True, True, log2_scale, mode, interval, 1, 0.1, True) if islands else None
+    code = plan_snippet(islands, scale.snippet)
+    plan = IslandPlan(islands, True, True, log2_scale, mode, interval, 1, 0.1, True, snippet=code) if islands else None
     return replace(
         whole,
         advice=replace(whole.advice, loss_scale=scale, keep_fp32=islands, plan=plan),

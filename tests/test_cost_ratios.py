@@ -53,7 +53,16 @@ def test_a_step_time_ratio_is_the_geometric_mean_of_paired_blocks_with_its_inter
     assert found.difference == pytest.approx(0.5, rel=0.01)
     assert found.interval[0] < found.difference < found.interval[1] < 0.6
     assert (found.verdict, found.reason, found.is_ratio) == ("better", None, True)
-    assert (found.baseline_value, found.candidate_value) == (10.0, 5.0)
+    assert found.baseline_value == pytest.approx((10.0 * 10.1 * 9.9) ** (1 / 3))
+    assert found.candidate_value == pytest.approx((5.0 * 5.1 * 4.9) ** (1 / 3))
+
+
+def test_two_step_times_and_their_ratio_say_the_same_even_where_a_block_was_lost():
+    lost = timing(time("fp32", 10.0, 10.4, 14.0, 10.2), time("fp16", 10.1, 10.5, None, 10.3))
+    found = of(measured(timing=lost), STEP_TIME)
+    assert found.candidate_value / found.baseline_value == pytest.approx(found.difference)
+    assert found.baseline_value == pytest.approx((10.0 * 10.4 * 10.2) ** (1 / 3))  # without the round of the lost one
+    assert found.difference > 1
 
 
 def test_an_arm_that_is_only_timed_has_a_step_time_and_reasons_for_the_rest():
@@ -73,6 +82,17 @@ def test_a_busy_gpu_decides_nothing_about_time():
     busy = GpuSharing(1, 0.4, True, 2.5, "rule", "the GPU was busy with other work before this run")
     found = of(measured(sharing=busy), STEP_TIME)
     assert (found.verdict, found.reason) == ("inconclusive", busy.reason)
+
+
+def test_a_gpu_that_was_busy_while_steps_were_timed_decides_nothing_about_time_or_energy():
+    busy = GpuSharing(1, 0.4, True, 0.5, "rule", "the GPU was busy with other work before this run")
+    shared = replace(measured().timing, sharing=busy, others=1)
+    for costs in (measured(timing=shared), measured(timing=shared, sharing=replace(busy, busy=False, reason=None))):
+        assert (of(costs, STEP_TIME).verdict, of(costs, STEP_TIME).reason) == ("inconclusive", busy.reason)
+        assert (of(costs, ENERGY).verdict, of(costs, ENERGY).reason) == ("inconclusive", busy.reason)
+        assert of(costs, ENERGY).interval is not None
+    cut = measured(timing=shared, energy=(), energy_reason="no time")
+    assert (of(cut, STEP_TIME).verdict, of(cut, ENERGY).verdict) == ("inconclusive", "not-measured")
 
 
 def test_two_paired_blocks_give_no_interval_and_no_verdict():
@@ -144,6 +164,17 @@ def test_one_window_of_energy_decides_nothing():
     found = of(measured(energy=energy), ENERGY)
     assert (found.verdict, found.interval) == ("inconclusive", None)
     assert "one window" in found.reason
+
+
+@pytest.mark.parametrize("interval", [(0.0, 0.4), (-0.1, 0.5)])
+def test_energy_whose_interval_reaches_nothing_has_no_interval_of_the_ratio(interval):
+    for energy in (
+        (joules("fp32", 0.2, interval), joules("fp16", 0.2, (0.19, 0.21))),
+        (joules("fp32", 0.2, (0.19, 0.21)), joules("fp16", 0.2, interval)),
+    ):
+        found = of(measured(energy=energy), ENERGY)
+        assert (found.verdict, found.interval, found.difference) == ("inconclusive", None, 1.0)
+        assert "down to nothing" in found.reason
 
 
 def test_energy_without_a_counter_says_why():

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from mpdiag.costs.kernels import ArmKernels
+from mpdiag.costs.ladder import NOT_COUNTED
+from mpdiag.costs.largest_batch import LargestBatch
 from mpdiag.costs.memory import MemoryUse
 from mpdiag.errors import UserCodeError
 from mpdiag.measure.fleet import ArmsTooLargeError
@@ -11,6 +14,8 @@ from mpdiag.training.precision import FP32_IEEE, Precision
 from mpdiag.verify import cost_run
 from mpdiag.verify.arms import Arm
 from mpdiag.verify.cost_run import CostRun, CostsAsked
+from mpdiag.verify.plan import Pace
+from mpdiag.verify.warm_up import that_fit, warm_up_seconds
 
 CPU = torch.device("cpu")
 ARMS = (
@@ -57,6 +62,42 @@ def test_the_largest_batch_is_searched_only_if_asked_for(run):
     costs = measured(run)
     assert costs.largest_batch == ()
     assert "--largest-batch" in costs.largest_batch_reason
+
+
+def test_the_largest_batch_has_its_time_also_where_nothing_of_the_budget_is_left(run, monkeypatch):
+    given = []
+
+    def find(job, precision, seed, device, seconds, limit, report, arm):
+        given.append(seconds)
+        return LargestBatch(arm, precision.name, batch=8)
+
+    monkeypatch.setattr("mpdiag.verify.batch_stage.find_largest_batch", find)
+    costs = measured(run, seconds=0.0, asked=CostsAsked(largest_batch=True))
+    assert [found.arm for found in costs.largest_batch] == ["fp32", "fp16"]
+    assert all(seconds >= 60.0 for seconds in given)
+
+
+def test_arms_that_take_too_long_to_warm_up_are_not_timed_the_least_needed_first():
+    arms = dict.fromkeys(("fp32", "fp32-configured", "fp16", "bf16", "tf32"), FP32_IEEE)
+    pace = Pace({"fp32": 0.1, "fp16": 0.1}, build_seconds=1.6, first_step_seconds=0.1, evaluate_seconds=50.0)
+    assert warm_up_seconds(arms, pace) == pytest.approx(15.0)  # 13 steps of 0.1 s, 0.1 s and 1.6 s an arm
+    assert that_fit(arms, pace, 40.0, 0.35) == (arms, [])
+    kept, cut = that_fit(arms, pace, 25.0, 0.35)
+    assert list(kept) == ["fp32", "fp16", "bf16"]
+    assert cut == [
+        "arm fp32-configured: not timed, warming up all arms takes about 15 s, the time budget had 25 s left",
+        "arm tf32: not timed, warming up all arms takes about 12 s, the time budget had 25 s left",
+    ]
+    assert list(that_fit(arms, pace, 0.0, 0.35)[0]) == ["fp32", "fp16"]
+    assert that_fit(arms, None, 0.0, 0.35) == (arms, [])
+
+
+def test_a_budget_too_short_to_warm_up_two_arms_times_none_and_says_what_it_takes(run, monkeypatch):
+    run._pace = Pace({"fp32": 1.0, "fp16": 1.0}, build_seconds=7.0)
+    monkeypatch.setattr(cost_run, "open_fleet", None)
+    costs = measured(run, seconds=25.0)
+    assert costs.timing is None
+    assert "it takes about 43 s, the time budget had" in costs.timing_reason
 
 
 def test_without_time_nothing_is_measured_and_everything_cut_is_named(run):
@@ -147,3 +188,30 @@ def test_progress_is_reported_after_every_stage(tmp_path):
     measured(run)
     assert len(seen) >= 4
     assert any(costs.timing is not None and not costs.energy for costs in seen)
+
+
+def test_an_arm_that_was_not_counted_has_that_reason_in_its_evidence(run, monkeypatch):
+    def trace(run, **given):
+        return ArmKernels(run.session.precision.name, "FP16", None, reason="nothing was traced")
+
+    monkeypatch.setattr(cost_run, "trace_arm", trace)
+    costs = measured(run, seconds=60.0)
+    texts = {each.arm: each.ladder.levels[0].text for each in costs.kernels}
+    expected = costs.counters_reason or NOT_COUNTED.format(arms="fp16")
+    assert texts["fp32"] == expected
+    assert texts["fp32"] != "not measured"
+
+
+def test_ceilings_take_at_most_eight_seconds_and_at_least_half_of_that(run, monkeypatch):
+    given = []
+    real = cost_run.measure_ceilings
+
+    def noted(device, seconds, **more):
+        given.append(seconds)
+        return real(device, seconds, **more)
+
+    monkeypatch.setattr(cost_run, "measure_ceilings", noted)
+    measured(run, seconds=1000.0)
+    measured(run.__class__(run.job, ARMS, CPU, 0, lambda: None), seconds=20.0)
+    assert given[0] == 8.0
+    assert given[1:] in ([], [4.0])

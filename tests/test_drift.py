@@ -1,5 +1,7 @@
 """Observing at several points of training, and how the loss-scale window moves between them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,9 @@ from torch import nn
 from mpdiag.advice import advise, window_at
 from mpdiag.capture.autocast_types import observe
 from mpdiag.capture.run import Observation, observe_training
-from mpdiag.diagnosis import SelfTest, TensorKind
+from mpdiag.diagnosis import Capture, EnergyLost, SelfTest, TensorKind, TensorTable
 from mpdiag.drift import MOST_PARTS, observed_parts
+from mpdiag.histogram import ExponentHistogram
 from mpdiag.target.job import ONLY, Job
 
 CPU = torch.device("cpu")
@@ -94,7 +97,64 @@ def test_the_window_moves_with_the_gradients():
 
 def test_the_advice_over_all_points_serves_each_of_them():
     observation = observed([[0], [10], [20]])
-    whole = advise(observation.record()).loss_scale
-    windows = [window_at(steps, capture) for steps, capture in observation.records_of_parts()]
-    assert whole.upper_log2 <= min(window.upper_log2 for window in windows)
-    assert whole.lower_log2 >= max(window.lower_log2 for window in windows)
+    parts = observation.records_of_parts()
+    whole = advise(observation.record(), parts).loss_scale
+    windows = [window_at(steps, capture) for steps, capture in parts]
+    assert [(w.lower_log2, w.upper_log2) for w in windows] == [(-25, 13), (-15, 23), (-5, 24)]
+    assert (whole.lower_log2, whole.upper_log2) == (-5, 13)
+
+
+def stretch(low: int, high: int, first: int, steps: int = 20):
+    """(steps, capture) of a gradient whose elements are at 2^low, one at 2^high."""
+    histogram = ExponentHistogram.from_bins({low: 1000, high: 1})
+    seen = TensorTable(
+        "w", "Linear", TensorKind.WEIGHT_GRADIENT, "float32", 1001, steps, histogram, 2.0**high, 2.0**low,
+        (2.0**high,) * steps, "float16",
+    )  # fmt: skip
+    return list(range(first, first + steps)), Capture(
+        "FP32", "cpu", steps, 0, True, SelfTest(True, 2, 0.0, 0.0), (seen,), (1.0,) * steps, "float32"
+    )
+
+
+def together(parts):
+    """The capture of all of them."""
+    tables = [capture.tables[0] for _, capture in parts]
+    whole = replace(
+        tables[0],
+        histogram=sum((t.histogram for t in tables), ExponentHistogram()),
+        abs_max=max(t.abs_max for t in tables),
+        abs_max_by_step=tuple(m for t in tables for m in t.abs_max_by_step),
+        steps=sum(t.steps for t in tables),
+    )
+    losses = (1.0,) * whole.steps
+    return replace(parts[0][1], tables=(whole,), steps=whole.steps, losses=losses)
+
+
+@given(st.lists(st.tuples(st.integers(-40, -5), st.integers(0, 20)), min_size=2, max_size=5))
+def test_the_scale_lies_in_every_window_if_any_scale_does(places):
+    parts = [stretch(low, min(low + wide, 8), 1000 * i) for i, (low, wide) in enumerate(places)]
+    windows = [window_at(steps, capture) for steps, capture in parts]
+    scale = advise(together(parts), parts).loss_scale
+    low, high = max(w.lower_log2 for w in windows), min(w.upper_log2 for w in windows)
+    if low <= high:
+        assert (scale.lower_log2, scale.upper_log2) == (low, high)
+        assert all(w.lower_log2 <= scale.log2_scale <= w.upper_log2 for w in windows)
+    else:
+        assert scale.log2_scale == windows[0].log2_scale
+        assert scale.mode == "dynamic"
+
+
+def test_a_window_that_moves_away_is_followed_by_doubling_in_time():
+    # 2^-20 needs 2^-5 and 2^5 bears 2^8; 2,000 steps later 2^-40 needs 2^15, eleven doublings above 2^4
+    parts = [stretch(-20, 5, 0), stretch(-40, -5, 2000)]
+    scale = advise(together(parts), parts).loss_scale
+    assert [(w.lower_log2, w.upper_log2) for w in advise(together(parts), parts).drift] == [(-5, 8), (15, 18)]
+    assert (scale.log2_scale, scale.mode, scale.growth_interval) == (4, "dynamic", 2000 // 11)
+
+
+def test_what_a_later_stretch_loses_is_not_hidden_by_the_first():
+    parts = [stretch(-10, 0, 0), stretch(-30, -29, 500)]
+    lost = advise(together(parts), parts).loss_scale
+    assert lost.energy_lost_before < 1e-15
+    assert lost.most_lost_before == EnergyLost("w (weight_gradient)", 1.0, 500)
+    assert lost.most_lost_after.share == 0.0

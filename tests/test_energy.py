@@ -22,6 +22,7 @@ from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.tensor_cores import BodyReading, Calibration
 from mpdiag.errors import UserCodeError
 from mpdiag.measure.energy import ROUNDS, SECONDS, energy_from, gpm_from, interval_of_mean, windows_of_arms
+from mpdiag.measure.turns import turns_of
 
 CPU = torch.device("cpu")
 IDLE_WATTS = 70.0
@@ -38,9 +39,12 @@ class FakeRun:
     def __init__(self, fake: FakeNvml, name: str, seconds: float, watts: float, tensor: float = 50.0) -> None:
         self.fake, self.name, self.seconds, self.watts, self.tensor = fake, name, seconds, watts, tensor
         self.samples: int | None = 32
-        self.loss_scale = 1.0
+        self.skips = False
         self.order: list[str] = []
         self.on_step = lambda: None
+
+    def skips_watched(self):
+        return nullcontext(lambda: self.skips)
 
     @contextmanager
     def in_force_again(self):
@@ -96,9 +100,10 @@ def test_what_the_idle_gpu_draws_is_told_apart(runs):
     assert fp32.joules_per_sample_above_idle == pytest.approx(630 * 0.125 / 32, rel=0.03)
 
 
-def test_arms_take_turns_in_rotating_order(runs):
+def test_arms_take_turns_in_balanced_order(runs):
     energy_of_arms(runs, CUDA, 5.0, 3)
-    assert runs["fp32"].order == ["fp32", "fp16", "fp16", "fp32", "fp32", "fp16"]
+    assert runs["fp32"].order == [name for turns in turns_of(("fp32", "fp16"), 3) for name in turns]
+    assert set(turns_of(("fp32", "fp16"), 3)) == {("fp32", "fp16"), ("fp16", "fp32")}
 
 
 def test_three_windows_give_an_interval_and_two_give_none(runs):
@@ -116,12 +121,31 @@ def test_the_interval_is_students(fake):
     assert interval_of_mean(values[:2]) is None
 
 
+def test_few_windows_do_not_tell_the_energy_above_idle(runs):
+    for windows_each, said in ((1, "1 window an arm"), (2, "2 windows an arm")):
+        use, _ = energy_of_arms(runs, CUDA, 5.0, windows_each)
+        assert use.joules_per_sample_above_idle is None
+        assert use.above_idle_reason == f"{said}: its error is not known, it takes 3"
+        assert use.idle_share is not None
+
+
+def test_energy_that_is_nearly_all_idle_is_not_told_above_it(runs):
+    runs["fp16"].watts = IDLE_WATTS * 1.08
+    fp32, fp16 = energy_of_arms(runs, CUDA, 5.0, 3)
+    assert fp16.joules_per_sample is not None
+    assert fp16.joules_per_sample_above_idle is None
+    assert fp16.above_idle_reason.startswith("only ")
+    assert "of the energy is above the 7" in fp16.above_idle_reason
+    assert (fp32.joules_per_sample_above_idle is None, fp32.above_idle_reason) == (False, None)
+
+
 def test_without_idle_power_there_is_still_energy(runs):
     found = windows(runs)
     found = dataclasses.replace(found, sharing=dataclasses.replace(found.sharing, idle_watts=None))
     fp32, _ = energy_from(found)
     assert fp32.joules_per_sample > 0
     assert (fp32.joules_per_sample_above_idle, fp32.idle_share, fp32.idle_watts) == (None, None, None)
+    assert fp32.above_idle_reason == "what the GPU draws at rest was not measured"
 
 
 # refusals
@@ -215,10 +239,7 @@ def test_where_limits_are_not_told_throttling_is_not_known(runs, fake):
 
 
 def test_a_skipped_step_is_noted(runs):
-    def skip():
-        runs["fp16"].loss_scale *= 0.999
-
-    runs["fp16"].on_step = skip
+    runs["fp16"].skips = True
     fp32, fp16 = energy_of_arms(runs, CUDA, 5.0, 2)
     assert fp32.note is None
     assert fp16.note == "steps were skipped in 2 of the windows; a skipped step takes less"

@@ -59,6 +59,12 @@ def test_an_overflow_nobody_foretold_is_on_the_page():
     assert "Overflowed though nothing foretold it: surprise (activation_gradient)" in page(found)
 
 
+def test_a_cascade_that_could_not_be_computed_is_said_with_its_reason():
+    found = dataclasses.replace(FOUND, cascade_reason="the cascade could not be computed: no memory")
+    assert "counts alone: the cascade could not be computed: no memory." in page(found)
+    assert "an FP32 pass whose values and gradients are rounded" in page(FOUND)
+
+
 def test_without_a_comparison_the_page_gives_the_reason():
     assert prediction_view(None) is None
     assert "Prediction against observation: the user stopped it." in page(None, "the user stopped it")

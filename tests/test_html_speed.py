@@ -99,7 +99,7 @@ def test_every_arm_has_its_ratio_to_each_baseline():
     assert view().headings == ("IEEE FP32", "your settings", "TF32")
     shown = {each.arm: tuple(cell.shown for cell in each.ratios) for each in view().rows}
     assert shown["fp16"] == ("×0.328", "×0.688", "×0.703")
-    assert shown["fp32"] == ("×1", "×2.100", "×2.147")  # the same comparisons from the other side
+    assert shown["fp32"] == ("×1", "×2.099", "×2.146")  # the same comparisons from the other side
     assert shown["fp32-configured"] == ("×0.476", "×1", None)
     assert [cell.words for cell in row("fp16").ratios] == ["faster"] * 3
     assert [cell.words for cell in row("fp32").ratios] == ["", "slower", "slower"]
@@ -207,7 +207,7 @@ def test_settings_that_are_ieee_already_are_said_to_be_the_baseline(conv: str, s
 def test_the_arm_to_train_with_is_told_against_all_three_baselines():
     assert lead_words(run_of(measured()), "fp16") == (
         "3.05 times as fast as IEEE FP32 (95 % within 3.04..3.07), 1.45 times as fast as your present settings (95 % "
-        "within 1.45..1.46), 1.42 times as fast as TF32 (95 % within 1.41..1.43). The baseline chosen is most of the "
+        "within 1.45..1.46), 1.42 times as fast as TF32 (95 % within 1.42..1.43). The baseline chosen is most of the "
         "story."
     )
     assert lead_words(run_of(measured()), "fp16-plan") is None
@@ -223,8 +223,10 @@ def notes(costs: Costs | None = None, **verification: Any) -> list[str]:
 
 def test_the_notes_say_what_was_done_otherwise_and_begin_with_a_capital():
     assert notes() == [
-        "FP32 against itself reads x1.000 (0.998 to 1.002): that is the machine's noise",
+        "FP32 against itself reads x1.000 (0.998 to 1.002): that is the machine's noise, and faster or slower is only "
+        "what lies beyond it and beyond 3 %",
         "Whether others used the GPU is not fully known: NVML does not list other processes",
+        "The clock was held down (power cap) while steps were timed: fp32 at 1,740 to 1,980 MHz",
         "The arms did not fit in memory together: each block began with a fresh model",
         "fp16: 3 blocks not counted, for the GradScaler skipped a step in them: such a step is shorter",
     ]
@@ -233,6 +235,14 @@ def test_the_notes_say_what_was_done_otherwise_and_begin_with_a_capital():
 def test_a_busy_gpu_is_a_note():
     busy = GpuSharing(1, 0.4, True, 2.5, "rule", "the GPU was busy with other work before this run")
     assert "The GPU was busy with other work before this run" in notes(replace(full_costs(), sharing=busy))
+
+
+def test_a_process_that_came_while_steps_were_timed_is_a_note_and_undecides_every_ratio():
+    costs = full_costs()
+    alone = replace(costs.timing.sharing, processes=0, reason=None)
+    made = replace(costs, timing=replace(costs.timing, sharing=alone, others=2))
+    assert "2 other process(es) came to this GPU while steps were timed" in notes(made)
+    assert {cell.words for cell in row("fp16", made).ratios} == {"undecided"}
 
 
 def test_a_halved_batch_is_a_note():
@@ -245,7 +255,7 @@ def test_a_host_that_stalls_is_a_note():
     costs = full_costs()
     first, *others = costs.timing.arms
     slow = replace(costs, timing=replace(costs.timing, arms=(replace(first, wall_ms=2 * 154.1), *others)))
-    assert "fp32: by the wall clock a step takes 308.2 ms, 2.00 times its median" in " ".join(notes(slow))
+    assert "fp32: by the wall clock a step takes 308.2 ms, 2.00 times as long" in " ".join(notes(slow))
 
 
 def test_launch_bound_arms_share_one_note():
@@ -283,6 +293,20 @@ def test_without_a_figure_there_is_no_table_of_energy():
     none = tuple(replace(use, joules_per_sample=None, reason="no counter") for use in costs.energy)
     assert energy_view(run_of(measured(replace(costs, energy=none)))) is None
     assert energy_view(None) is None
+
+
+def test_energy_above_idle_that_is_not_told_has_its_reason_in_its_cell_and_below_the_table():
+    why = "only 7.3% of the energy is above the 132 W at rest, which was read once and is not as exact"
+    costs = full_costs()
+    untold = tuple(
+        replace(use, joules_per_sample_above_idle=None, above_idle_reason=why) if use.joules_per_sample else use
+        for use in costs.energy
+    )
+    made = measured(replace(costs, energy=untold))
+    view = energy_view(run_of(made))
+    assert view.rows[0].above_idle is None
+    assert ("fp32, fp16", f"energy above idle is not told: {why}") in view.notes
+    assert f'<span class="absent" title="{why}">' in render(made)
 
 
 # which sections there are, and the line for the rest

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 from kernel_samples import FLOPS, FP16, LAYERS, ODD, TIME, UNTRACED
 
 from mpdiag.costs.kernels import ArmKernels, Flops, WhyNot
+from mpdiag.costs.tensor_cores import Ceilings
 from mpdiag.report.html import _environment
-from mpdiag.report.html_tensor_cores import WORST, tensor_core_context, tensor_core_view
+from mpdiag.report.html_tensor_cores import WORST, ceilings_in_words, tensor_core_context, tensor_core_view
 from mpdiag.report.tensor_core_words import gain_in_words, missed, tensor_core_line
 from mpdiag.saved import _plain, _typed
 
@@ -55,7 +56,7 @@ def test_layers_are_rows_with_their_answer_rate_reason_and_gain():
     shown = text(page(FP16))
     assert "blocks. 0. &lt;/script&gt; Linear 1 2 30.0" in shown
     assert f"350{THIN}TFLOP/s, 58.0{THIN}% of the ceiling" in shown
-    assert "7x9x8 takes 9 us alone, 3 us as 8x16x8. pad vocab : 0.5 ms a step, measured" in shown
+    assert "7x9x8 takes 9 us alone, 3 us as 8x16x8. pad vocab : 0.5 ms of kernel time a step, measured" in shown
     assert "3 input channels. nothing: not measured" in shown
     assert "it multiplies no matrices. leave it: nothing to gain" in shown
 
@@ -106,13 +107,50 @@ def test_a_compiled_arm_says_why_it_has_no_layers():
     ("gain", "source", "words"),
     [
         (0.0, "formula", "nothing to gain"),
-        (1.234, "measured", "1.23 ms a step, measured"),
-        (0.0001, "measured", "<0.01 ms a step, measured"),
+        (1.234, "measured", "1.23 ms of kernel time a step, measured"),
+        (0.0001, "measured", "<0.01 ms of kernel time a step, measured"),
+        (1.234, "bound", "at most 1.23 ms of kernel time a step"),
+        (1.234, "formula", "at most 1.23 ms of kernel time a step, by formula"),
+        (1.234, "arm", "1.23 ms of a step, measured with an arm of its own"),
         (None, "not measured: no time", "not measured: no time"),
     ],
 )
 def test_a_gain_says_how_it_is_known(gain, source, words):
     assert gain_in_words(WhyNot("x", "", "", gain, source)) == words
+
+
+WAITS = WhyNot("launch-bound", "the GPU is busy 10%", "a larger batch", None, "not measured: at most 2 ms")
+
+
+def test_in_a_step_that_waits_for_the_host_kernel_time_is_no_gain():
+    arm = dataclasses.replace(FP16, findings=(WAITS, *FP16.findings))
+    assert missed(arm) == []
+    shown = text(page(arm))
+    assert "Layers worth mending" not in shown
+    assert "one region: " in shown
+    assert "0.5 ms of kernel time a step, measured, and none of the step, which waits for the host" in shown
+    assert gain_in_words(WhyNot("x", "", "", 0.2, "arm"), waiting=True) == (
+        "0.2 ms of a step, measured with an arm of its own"
+    )
+
+
+CEILINGS = Ceilings(
+    {"FP16": 742.0, "FP32": 51.9}, 2890.0, 8192, 3.6, {"FP16 matmul": 1755, "copy": 1980}, {},
+    {"FP16 matmul": ("power cap",)}, {"BF16": "no room"}, {"FP16 matmul": 1.1, "copy": 0.4},
+    {"FP16 matmul": "a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap)"},
+)  # fmt: skip
+
+
+def test_ceilings_stand_with_their_window_and_clock_and_a_burst_is_called_one():
+    assert ceilings_in_words(CEILINGS) == (
+        f"The ceilings, as this GPU reached them: FP16 742{THIN}TFLOP/s (over 1.1{THIN}s, at 1,755{THIN}MHz, power "
+        f"cap); FP32 51.9{THIN}TFLOP/s; a copy 2,890{THIN}GB/s (over 0.4{THIN}s, at 1,980{THIN}MHz). "
+        "FP16 matmul: a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap); longer work is slower."
+    )
+    assert ceilings_in_words(None) is None
+    assert ceilings_in_words(Ceilings({}, None, None, 0.0, reasons={"FP16": "no room"})) is None
+    shown = _environment().get_template("tensor_cores.html").render(**tensor_core_context([FP16], None, None, CEILINGS))
+    assert "The ceilings, as this GPU reached them" in shown
 
 
 def line(**changes: Any) -> str | None:

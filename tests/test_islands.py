@@ -18,13 +18,20 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
+sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
+
+import report_samples as samples
+
 import mpdiag
 from mpdiag.advice import advise
 from mpdiag.advice.islands import gradient_candidates, overflowing_layers
 from mpdiag.capture.autocast_types import observe
 from mpdiag.capture.run import Observation, observe_training
-from mpdiag.diagnosis import Advice, Capture, Comparison, Finding, LossScaleAdvice, SelfTest, Trial
+from mpdiag.diagnosis import Advice, Capture, Comparison, Finding, LossScaleAdvice, SelfTest, TensorKind, Trial
 from mpdiag.errors import UsageError
+from mpdiag.foretold import Prediction
+from mpdiag.histogram import ExponentHistogram
+from mpdiag.operations import OpRole, OpTable
 from mpdiag.plan import IslandPlan, SavedPlan, plan_of, plan_to_json, read_plan
 from mpdiag.report.islands import island_sentences
 from mpdiag.saved import from_json, to_json
@@ -35,8 +42,10 @@ from mpdiag.training.precision import FP16_AUTOCAST, Precision
 from mpdiag.training.session import open_session
 from mpdiag.verify.arms import arms_for
 from mpdiag.verify.compare import compare_arms
+from mpdiag.verify.island_gradients import dead_gradients, with_live_gradients
 from mpdiag.verify.island_search import IslandSearch, costed, islands_wanted, search_islands, with_islands
 from mpdiag.verify.island_trial import IslandTrials, OutOfTimeError, plain_fp16
+from mpdiag.verify.prediction import compare_with_fp16
 from mpdiag.verify.verdict import decide, train_with
 
 CPU = torch.device("cpu")
@@ -340,6 +349,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path):
     assert read_plan(path) == read_plan(str(path)) == read_plan(json.loads(path.read_text())) == SAVED
     assert list(json.loads(path.read_text())) == [
         "schema_version", "format", "keep_fp32", "log2_scale", "mode", "growth_interval", "made_by", "source",
+        "alternative_to",
     ]  # fmt: skip
     assert is_island(mpdiag.apply(Pair(), path).head)
 
@@ -652,6 +662,163 @@ def test_a_range_conflict_is_cured_by_one_end():
     assert found.log2_scale is not None
 
 
+# what loses too much
+
+
+class Faint(nn.Module):
+    """`down` gives 2^-26 and less, which FP16 has not; `up` would read it well if it were given it."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.down, self.up, self.last = filled(2, 100, 2.0**-20), filled(100, 100, 2.0**10), filled(100, 2, 1.0)
+        with torch.no_grad():
+            self.down.weight[int(100 * share) :] = 2.0**-14
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.up(self.down(x)))
+
+
+FAINT = lambda: [torch.full((4, 2), 2.0**-7)]
+
+
+def test_activations_that_become_zero_in_fp16_start_a_search_and_their_reader_joins():
+    the_job = job(Faint, FAINT)
+    capture, advice = captured(the_job)
+    assert "MP105" in [f.code for f in advice.findings]
+    plain = plain_fp16(replace(capture, amp_vanished=()), replace(advice, findings=tuple(_only(advice, "MP105"))))
+    assert plain.losing == ["down"]
+    assert islands_wanted(plain.capture, plain.advice)
+    found = searched(the_job)
+    assert found.enough
+    assert {"down", "up"} <= set(found.keep_fp32)  # alone, `down` would be flushed in the cast of what it gives
+
+
+def _only(advice: Advice, code: str) -> Iterator[Finding]:
+    return (f for f in advice.findings if f.code == code)
+
+
+def test_a_loss_that_carries_nothing_of_the_norm_starts_no_search():
+    capture, advice = captured(job(lambda: Faint(0.5), FAINT))
+    lost = next(_only(advice, "MP105"))
+    assert lost.evidence["energy_lost"] < 0.01
+    assert plain_fp16(capture, advice).losing == []
+
+
+def test_an_operation_that_overflows_is_lifted_by_the_island_that_holds_it():
+    model = lambda: nn.Sequential(filled(2, 2, 0.5), nn.Sequential(filled(2, 2, 0.5)), filled(2, 2, 0.5))
+    the_job = job(model, lambda: [torch.ones(1, 2)])
+    capture, _ = captured(the_job)
+    counts = ExponentHistogram(16, (2,))
+    square = OpTable("mul", "1", "forward", OpRole.OUTPUT, "float32", 2, 1, counts, 9e4, 9e4, amp_dtype="float16")
+    seen = replace(capture, operations=(square,))
+    advice = advise(seen)
+    assert [f.code for f in advice.findings if f.severity == "error"] == ["MP110"]
+    assert islands_wanted(seen, advice)
+    found = search_islands(the_job, the_job.start(0, 3), CPU, seen, advice, 1e6)
+    assert (found.keep_fp32, found.enough) == (("1",), True)
+
+
+# parents
+
+
+class Twins(nn.Module):
+    """Two layers of one module that both overflow, beside one that does not."""
+
+    class Pair(nn.Module):
+        def __init__(self, beside: int) -> None:
+            super().__init__()
+            self.a, self.b = filled(2, 2, 45000.0), filled(2, 2, 45000.0)
+            self.beside = filled(2, beside, 0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x) / 90000.0
+            return self.b(y) / 90000.0 + self.beside(x).mean()
+
+    def __init__(self, beside: int) -> None:
+        super().__init__()
+        self.first, self.pair, self.last = filled(2, 2, 0.5), Twins.Pair(beside), filled(2, 2, 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.pair(self.first(x)))
+
+
+@pytest.mark.parametrize(("beside", "names"), [(2, ("pair",)), (40, ("pair.a", "pair.b"))])
+def test_the_parent_takes_the_place_of_children_that_hold_most_of_its_weights(beside, names):
+    found = searched(job(lambda: Twins(beside), lambda: [torch.ones(1, 2)]))
+    assert (found.keep_fp32, found.enough, found.minimal) == (names, True, True)
+
+
+def test_the_words_claim_no_more_than_was_tried():
+    two = replace(samples.full(), advice=replace(ADVICE, plan=PLAN), verification=None)
+    told = island_sentences(two)[0]
+    assert told == (
+        "2 modules in FP32 cure it; none of them can be left out (tried on the first batch: 3 FP16 iterations, "
+        "emulated, 0.1 s)"
+    )
+    cut = replace(two, advice=replace(ADVICE, plan=replace(PLAN, minimal=False)))
+    assert "fewer may do" in island_sentences(cut)[0]
+
+
+# once more, after FP16 was counted
+
+
+class Deaf(nn.Module):
+    """Between `a` and `b` gradients pass 2^-14 of themselves, so that at the scale that `large` bears none comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.a, self.b = filled(4, 1, 2.0**-4), filled(4, 4, 2.0**-4), filled(4, 1, 2.0**-4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b((self.a(x) * 2.0**14) * 2.0**-14)
+        return (self.large(x).float() * 2.0**10 + y.float() * 2.0**-6).sum()
+
+
+def deaf() -> tuple[Job, Capture, Advice, Prediction]:
+    def losses(model: Any, batch: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        yield ONLY, model(batch)
+
+    the_job = job(Deaf, lambda: [torch.ones(8, 4)], losses)
+    capture, advice = captured(the_job)
+    k = advice.loss_scale.log2_scale
+    types = {(t.kind, t.name): t.amp_dtype for t in capture.tables}
+    return the_job, capture, advice, compare_with_fp16(the_job, the_job.start(0, 3), CPU, types, (k,), 1)
+
+
+def test_a_gradient_that_is_zero_in_fp16_starts_a_search_once_more():
+    the_job, capture, advice, prediction = deaf()
+    k = advice.loss_scale.log2_scale
+    assert not islands_wanted(capture, advice)  # the counts of FP32 do not show it
+    assert set(dead_gradients(prediction, k)) == {("activation_gradient", "a"), ("weight_gradient", "a.weight")}
+    found = with_live_gradients(the_job, the_job.start(0, 1), CPU, capture, advice, prediction, 1e6, print)
+    assert found.keep_fp32 == found.plan.keep_fp32 == ("a",)  # its output stays in FP32, and so does what lies between
+    assert (found.plan.enough, found.plan.minimal) == (True, True)
+    types = {(t.kind, t.name): t.amp_dtype for t in capture.tables}
+    assert types[TensorKind.ACTIVATION_GRADIENT, "a"] == "float16"
+
+
+def test_where_every_gradient_lives_the_advice_stays_as_it_is():
+    the_job, capture, advice, prediction = deaf()
+    alive = replace(prediction, tensors=tuple(replace(t, observed_underflow=0.9) for t in prediction.tensors))
+    late = replace(prediction, tensors=tuple(replace(t, trained_steps=3) for t in prediction.tensors))
+    for each in (alive, late, None):
+        assert with_live_gradients(the_job, the_job.start(0, 1), CPU, capture, advice, each, 1e6, print) is advice
+
+
+def test_a_search_for_live_gradients_that_runs_out_of_time_says_so(monkeypatch):
+    the_job, capture, advice, prediction = deaf()
+
+    def never(self: IslandTrials, names: tuple[str, ...]) -> Any:
+        raise OutOfTimeError
+
+    monkeypatch.setattr(IslandTrials, "run", never)
+    found = with_live_gradients(the_job, the_job.start(0, 1), CPU, capture, advice, prediction, 2.0, print)
+    assert (found.plan.enough, found.plan.keep_fp32, found.keep_fp32) == (False, (), advice.keep_fp32)
+    assert found.plan.reason == "a gradient stays zero: the time budget of 2 s ended"
+    planned = replace(advice, plan=PLAN)
+    assert with_live_gradients(the_job, the_job.start(0, 1), CPU, capture, planned, prediction, 2.0, print) is planned
+
+
 # time
 
 
@@ -672,10 +839,10 @@ ADVICE = Advice("FP16", SCALE, (OVERFLOW,), ("a", "b"), plan=PLAN)
 
 def test_the_plans_arm_stands_beside_plain_fp16():
     arms, _ = arms_for(SCALE, CPU, PLAN)
-    assert [a.name for a in arms][:3] == ["fp32", "fp16", "fp16-plan"]
+    assert [a.name for a in arms][:3] == ["fp32", "fp16-plan", "fp16"]
     name = "FP16 autocast, 2 module(s) in FP32"
-    assert arms[2].precision == Precision(name, torch.float16, False, 12, 8000, keep_fp32=("a", "b"))
-    assert arms[1].precision.keep_fp32 == ()
+    assert arms[1].precision == Precision(name, torch.float16, False, 12, 8000, keep_fp32=("a", "b"))
+    assert arms[2].precision.keep_fp32 == ()
 
 
 def test_a_plan_that_is_not_enough_is_not_trained_and_the_report_says_why():
@@ -757,7 +924,7 @@ def test_on_t5s_overflow_the_plan_trains_where_plain_fp16_is_nan(t5):
     assert (t5.verification.verdict, t5.verification.train_with) == ("go-with-changes", "fp16-plan")
     assert "encoder.1.1.wo" in t5.verification.reason
     assert t5.snippet.startswith('import mpdiag\n\nmodel = mpdiag.apply(model, ["encoder.1.1.wo"])')
-    assert "1 module in FP32 cures it; no fewer would do" in island_sentences(t5)[0]
+    assert "1 module in FP32 cures it (tried on the first batch: " in island_sentences(t5)[0]
     assert island_sentences(t5)[-1] == "speed lost by it: needs a CUDA GPU; this run was on the CPU"
 
 

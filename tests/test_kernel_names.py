@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpdiag.costs.kernel_names import Purpose, TensorCores, alignment, purpose, tensor_cores
+from mpdiag.costs.kernel_names import Purpose, TensorCores, alignment, purpose, splits_fp32, tensor_cores
 
 HERE = Path(__file__).parent
 
@@ -121,3 +121,18 @@ def test_the_purpose_of_a_kernel(name, expected):
 )
 def test_the_alignment_in_a_name_is_the_smallest(name, elements):
     assert alignment(name) == elements
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("fmha_cutlassF_f32_aligned_64x64_rf_sm80(X::Params)", True),
+        ("fmha_cutlassB_f32_aligned_64x64_k32_dropout_sm80(X::Params)", True),
+        ("fmha_cutlassF_f32_aligned_64x64_rf_sm75(X::Params)", False),
+        ("fmha_cutlassF_f16_aligned_64x64_rf_sm80(X::Params)", False),
+        ("cutlass_80_tensorop_s1688gemm_128x128_32x3_nn_align4", False),
+    ],
+)
+def test_attention_that_makes_fp32_of_tf32_products_is_known_by_its_type_and_architecture(name, splits):
+    assert splits_fp32(name) is splits
+    assert not splits or tensor_cores(name) == TensorCores.YES

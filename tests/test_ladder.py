@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, LayerUse
-from mpdiag.costs.ladder import ladder_of
+from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, LayerUse, NamedKernel
+from mpdiag.costs.ladder import NOT_COUNTED, ladder_of
 from mpdiag.costs.tensor_cores import CounterEvidence, GpmEvidence
 
 
@@ -121,6 +122,75 @@ def test_an_fp32_arm_on_tensor_cores_is_flagged():
     (told,) = ladder_of(kernels(0.3, arithmetic="FP32")).disagreements
     assert "TF32" in told
     assert ladder_of(kernels(0.0, arithmetic="FP32")).disagreements == ()
+
+
+BACKWARD = "fmha_cutlassB_f32_aligned_64x64_k32_sm80(PyTorchMemEffAttention::AttentionBackwardKernel<float>::Params)"
+FORWARD = "fmha_cutlassF_f32_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<float>::Params)"
+TF32_PRODUCT = "void cutlass::Kernel2<cutlass_80_tensorop_s1688gemm_128x128_32x3_nn_align4>(X::Params)"
+
+
+def fp32_arm(yes: float, *top: tuple[str, float], arm: str = "fp32", ambiguous: float = 0.0) -> ArmKernels:
+    """An FP32 arm of 10 ms with these kernels in them, (name, ms)."""
+    made = kernels(yes, ambiguous, arithmetic="FP32")
+    assert made.time is not None
+    listed = tuple(NamedKernel(name, None, "float32", "yes", 1.0, ms) for name, ms in top)
+    return replace(made, arm=arm, time=replace(made.time, top=listed))
+
+
+def test_fp32_attention_on_tensor_cores_is_told_by_name_and_share():
+    arm = fp32_arm(0.15, (BACKWARD, 1.1), (FORWARD, 0.4), ("ampere_sgemm_128x64_nn", 2.0))
+    (told,) = ladder_of(arm).disagreements
+    assert told == (
+        "the IEEE FP32 arm uses tensor cores in: attention (fmha_cutlassB_f32_aligned_64x64_k32_sm80, "
+        "fmha_cutlassF_f32_aligned_64x64_rf_sm80), 15.0% of its kernel time. That is no fault: torch's "
+        "memory-efficient attention makes each FP32 product of three TF32 ones, which is about as exact"
+    )
+
+
+def test_fp32_attention_beside_tf32_products_is_two_things():
+    arm = fp32_arm(0.4, (BACKWARD, 1.5), (TF32_PRODUCT, 2.5), arm="fp32-configured")
+    attention, leak = ladder_of(arm).disagreements
+    assert attention.startswith("the FP32 arm uses tensor cores in: attention (fmha_cutlassB")
+    assert leak.startswith("the FP32 arm uses tensor cores in: cutlass::Kernel2, 25.0% of its kernel time: in TF32")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "level"),
+    [
+        ({"counters": counters(tf32=6.6e9)}, "E1 (hardware counters by type)"),
+        ({"counters": counters(2e6)}, "E2 (instructions of the tensor pipe)"),
+        ({"gpm": gpm(True, 0.002)}, "E3 (NVML GPM)"),
+    ],
+)
+def test_an_fp32_arm_on_tensor_cores_is_flagged_at_every_level(evidence, level):
+    (told,) = ladder_of(fp32_arm(0.0, ambiguous=0.153), **evidence).disagreements
+    assert told == (
+        f"the IEEE FP32 arm uses tensor cores by {level}; no kernel's name shows where, maybe in the 15.3% of its "
+        "kernel time whose names can be either"
+    )
+
+
+def test_an_fp32_arm_with_layers_beyond_the_cuda_cores_is_flagged():
+    arm = replace(kernels(0.0, 0.5, arithmetic="FP32", beyond=(True,)), arm="fp32")
+    (told,) = ladder_of(arm).disagreements
+    assert told.startswith("the IEEE FP32 arm uses tensor cores by E5 (arithmetic)")
+
+
+def test_an_fp32_arm_is_not_held_against_the_formulas_of_products_on_cuda_cores():
+    arm = fp32_arm(0.15, (BACKWARD, 1.5))
+    (told,) = ladder_of(arm, None, counters(tf32=6.6e9), Flops(4 * 10**9, 8 * 10**9, 0)).disagreements
+    assert "attention" in told
+
+
+def test_an_arm_that_was_not_counted_says_why():
+    why = NOT_COUNTED.format(arms="fp16")
+    found = ladder_of(kernels(), counters_reason=why, gpm_reason="the counters were not calibrated")
+    assert [level.text for level in found.levels[:3]] == [
+        "only fp16 is counted: every arm takes a process of its own and up to a minute",
+        "only fp16 is counted: every arm takes a process of its own and up to a minute",
+        "the counters were not calibrated",
+    ]
+    assert ladder_of(kernels(), gpm(True), counters(fp16=1e12), None, why, why).levels[0].used is True
 
 
 def test_another_type_than_the_arms_is_flagged_from_a_tenth_on():

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 
 from fake_allocator import FakeAllocator
 
+import mpdiag
 from mpdiag.costs.largest_batch import (
     ENOUGH,
     TOLERANCE,
@@ -37,6 +39,8 @@ from mpdiag.measure.child import Reply
 from mpdiag.target import load_job
 from mpdiag.training.precision import Precision
 from mpdiag.training.session import open_session
+from mpdiag.verify.batch_stage import largest_batches, search_seconds
+from mpdiag.verify.costs_asked import CostsAsked
 
 
 def searched(fits: Callable[[int], bool], peak: Callable[[int], int], first: int, budget: int) -> list[BatchTrial]:
@@ -346,8 +350,76 @@ def test_what_does_not_fit_in_a_fresh_process_is_not_the_answer(target: str, mon
 
 def test_without_time_nothing_is_tried_and_the_reason_says_so(target: str, fake: FakeAllocator) -> None:
     found = find(target, seconds=5)
-    assert (found.batch, found.reason) == (None, "the time for the search was used up")
+    assert (found.batch, found.reason) == (
+        None, "the 5 s for the search were used up, a longer --time-budget gives it more",
+    )  # fmt: skip
     assert fake.children == []  # type: ignore[attr-defined]
+
+
+class Hour:
+    """A clock that only children move, by so many seconds each."""
+
+    def __init__(self, fake: FakeAllocator, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+        self.now, left, real = 0.0, list(seconds), search.in_child
+
+        def run(task: str, request: dict[str, Any], limit: float) -> Reply:
+            self.now += left.pop(0) if left else seconds[-1]
+            return real(task, request | ({"seconds": 1e9} if "seconds" in request else {}), limit)
+
+        monkeypatch.setattr(search, "in_child", run)
+        monkeypatch.setattr(search.time, "monotonic", lambda: self.now)
+
+
+ASKED = mpdiag.ScanOptions(largest_batch=True)
+
+
+def asked_for(options: mpdiag.ScanOptions) -> CostsAsked:
+    return CostsAsked(options.costs, options.batch_searched, options.memory_limit_bytes, options.time_budget_seconds)
+
+
+def test_at_default_options_every_arm_has_time_enough_for_what_it_took_on_an_h100(
+    target: str, fake: FakeAllocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Hour(fake, monkeypatch, 20, 16, 17)  # the own batch, the next trials, the speed of what was found
+    arms = {"fp32": Precision("FP32", ieee=True), "fp16": Precision("FP16", torch.float16)}
+    found = list(largest_batches(load_job(target), arms, 0, CUDA, asked_for(ASKED), lambda line: None))
+    assert [each.arm for each in found] == list(arms)
+    assert all(each.reason is each.speed_reason is None for each in found)
+    assert all(each.batch is not None and each.step_time_ms is not None for each in found)
+    assert not any(note.startswith("the search ended early") for each in found for note in each.notes)
+
+
+@pytest.mark.parametrize(("arms", "budget", "seconds"), [(1, 60.0, 90.0), (4, 60.0, 360.0), (3, 600.0, 600.0)])
+def test_the_search_has_as_much_again_as_the_budget_and_at_least_ninety_seconds_an_arm(
+    arms: int, budget: float, seconds: float
+) -> None:
+    assert search_seconds(arms, budget) == seconds
+
+
+def test_what_one_arm_leaves_of_its_seconds_the_next_one_has(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, given = [0.0], []
+
+    def find(job: Any, precision: Any, seed: int, device: Any, seconds: float, *others: Any) -> LargestBatch:
+        given.append(seconds)
+        now[0] += 30.0
+        return LargestBatch.absent("fp32", "FP32", "none")
+
+    monkeypatch.setattr("mpdiag.verify.batch_stage.find_largest_batch", find)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    arms = dict.fromkeys(("fp32", "fp16", "bf16"), Precision("FP32"))
+    list(largest_batches(load_job(target), arms, 0, CUDA, asked_for(ASKED), lambda line: None))
+    assert given == [90.0, 120.0, 210.0]
+
+
+def test_a_search_that_is_cut_says_how_many_seconds_it_had(
+    target: str, fake: FakeAllocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Hour(fake, monkeypatch, 50)
+    found = find(target, seconds=60)
+    assert found.at_least
+    told = "the 60 s for the search were used up, a longer --time-budget gives it more"
+    assert f"the search ended early: {told}" in found.notes
+    assert found.speed_reason == f"no time was left to measure the speed: {told}"
 
 
 def test_a_child_that_runs_out_of_time_hands_back_its_trials(target: str, fake: FakeAllocator) -> None:
@@ -362,3 +434,13 @@ def test_on_a_cpu_no_batch_is_searched(target: str) -> None:
     found = search.find_largest_batch(load_job(target), Precision("FP32"), 0, CPU, 60)
     assert found == LargestBatch.absent("FP32", "FP32", "needs a CUDA GPU; this run was on the CPU")
     assert found.reason == found.speed_reason
+
+
+def test_a_speed_of_skipped_steps_is_none_with_its_reason(
+    target: str, fake: FakeAllocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_trial, "skips_watched", lambda scaler: nullcontext(lambda: True))
+    found = find(target)
+    assert found.batch is not None
+    assert (found.step_time_ms, found.samples_per_second) == (None, None)
+    assert found.speed_reason == "the GradScaler skipped steps in 3 blocks of 10"

@@ -192,7 +192,7 @@ XMMA = "sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize12
 
 def test_transposes_around_a_convolution_would_go_away_with_channels_last():
     (why,) = reasons(kernel(XMMA, 90, op=CONV_OP), kernel(TO_NHWC, 10, op=CONV_OP), fact=CONV)
-    assert (why.code, why.gain_ms, why.gain_from) == ("nchw-transposes", pytest.approx(0.010), "measured")
+    assert (why.code, why.gain_ms, why.gain_from) == ("nchw-transposes", pytest.approx(0.010), "bound")
 
 
 def test_a_depthwise_convolution_can_gain_nothing():
@@ -304,7 +304,7 @@ CALM = KernelTime(1, 100, 10.0, {}, {}, {}, 0.8, 0.0, 0.0, 0.0, 0.0, 50.0, 9.9, 
 @pytest.mark.parametrize(
     ("change", "arithmetic", "code", "gain"),
     [
-        ({"median_kernel_us": 5.0, "busy_share": 0.4, "busy_ms": 4.0}, "FP16", "launch-bound", 6.0),
+        ({"median_kernel_us": 5.0, "busy_share": 0.4, "busy_ms": 4.0}, "FP16", "launch-bound", None),
         ({"cast_share": 0.05}, "FP16", "casts", 0.5),
         ({"transpose_share": 0.1}, "BF16", "nchw-transposes", 1.0),
         ({"optimizer_share": 0.2}, "FP16", "optimizer", None),
@@ -326,3 +326,23 @@ def test_findings_come_with_the_largest_gain_first():
 def test_without_ceilings_the_bound_elsewhere_has_no_number():
     (found,) = findings_of(replace(CALM, matrix_share=0.1), "FP32", None)
     assert (found.gain_ms, found.gain_from) == (None, "not measured: no ceilings on this GPU")
+
+
+def test_what_would_go_away_is_a_bound_and_what_was_timed_alone_is_measured():
+    time = replace(CALM, cast_share=0.05, transpose_share=0.1)
+    assert {f.code: f.gain_from for f in findings_of(time, "FP16", None)} == {
+        "nchw-transposes": "bound",
+        "casts": "bound",
+    }
+    (odd,) = reasons(kernel(ALIGN1, 80, op=mm(2048, 1021, 1024)), times={ODD: 0.04, ODD.padded: 0.01})
+    assert odd.gain_from == "measured"
+
+
+def test_a_step_that_waits_for_the_host_says_so_first_and_calls_its_idle_time_no_gain():
+    time = replace(CALM, median_kernel_us=5.0, busy_share=0.4, busy_ms=4.0, cast_share=0.5)
+    first, second = findings_of(time, "FP16", None)
+    assert (first.code, second.code) == ("launch-bound", "casts")
+    assert first.gain_ms is None
+    assert first.gain_from == "not measured: at most the 6 ms of a step in which the GPU waits"
+    (first, _) = findings_of(replace(time, step_traced=True), "FP16", None)
+    assert first.gain_from.endswith("a step that the profiler made longer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +23,14 @@ from mpdiag.advice.checks import BY_CODE
 from mpdiag.advice.loss_scale import recommend
 from mpdiag.api import scan
 from mpdiag.capture.loop_facts import observe_loop
+from mpdiag.capture.loop_watch import LoopWatch
 from mpdiag.diagnosis import Finding, TensorKind
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.loop import Event, Layer, LoopEvent, LoopFacts, OptimizerGroup
 from mpdiag.target.job import Job
 
 CPU = torch.device("cpu")
-CODES = tuple(f"MP5{number:02}" for number in range(1, 19))
+CODES = tuple(f"MP5{number:02}" for number in range(1, 21))
 ADAMW = OptimizerGroup(
     "loss", "AdamW", "float16", 100, "fc.weight", lr=1e-3, eps=1e-8, betas=(0.9, 0.999), weight_decay=0.01,
     decoupled=True, state={"exp_avg": "float16", "exp_avg_sq": "float16"},
@@ -460,7 +463,11 @@ def updates(*bins: dict[int, int]) -> tuple[Any, ...]:
 
 def test_mp518_updates_that_are_all_zero():
     (f,) = found("MP518", groups(lr=0.0), *updates({}, {}))
-    assert (f.severity, f.subject, f.evidence) == ("warning", "the optimizer", {"steps": 20, "weights": 2, "lr": 0.0})
+    assert (f.severity, f.subject, f.evidence) == (
+        "warning",
+        "the optimizer",
+        {"steps": 20, "weights": 2, "changed": 0, "limit": 0, "lr": 0.0},
+    )
     assert f.message.startswith("no weight changed in 20 FP32 steps, for the learning rate is 0: ")
 
 
@@ -498,3 +505,76 @@ def test_mp518_a_scan_of_a_job_with_a_learning_rate_of_zero_is_inconclusive(tmp_
         "inconclusive",
         "no weight changed in 3 FP32 steps, f",
     )
+
+
+# MP519 clipped-while-scaled, MP520 mixed-scales: on loops of the job's own
+
+
+def own_loop(step: Any, model: nn.Module, optimizer: torch.optim.Optimizer, iterations: int = 2) -> set[LoopEvent]:
+    with LoopWatch(model, [optimizer]) as watch:
+        for _ in range(iterations):
+            step()
+    return {what for what, _, _ in watch.events} & {LoopEvent.CLIPPED_SCALED, LoopEvent.MIXED_SCALES}
+
+
+@pytest.mark.parametrize("name", ["accumulation", "clipping", "scaler", "scaler_clipped", "scaler_fused"])
+def test_mp519_and_mp520_a_loop_in_order_is_silent(name):
+    path = Path(__file__).parent / "loops" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    loop, numbers = module.build(CPU), iter(range(9))
+    assert own_loop(lambda: module.step(loop, next(numbers)), loop.model, loop.optimizers[0], 4) == set()
+
+
+@pytest.mark.parametrize(
+    ("order", "seen"),
+    [
+        ("scale scale unscale clip step zero", set()),
+        ("scale scale clip step zero", {LoopEvent.CLIPPED_SCALED}),
+        ("scale scale clip unscale step zero", {LoopEvent.CLIPPED_SCALED}),
+        ("scale unscale scale step zero", {LoopEvent.MIXED_SCALES}),
+        ("scale unscale update scale unscale clip step zero", {LoopEvent.MIXED_SCALES}),
+        ("scale unscale zero scale step zero", set()),  # a step that the job itself leaves out
+        ("scale step zero scale divide unscale clip step zero", set()),
+        ("plain clip", set()),
+    ],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_mp519_and_mp520_what_is_called_in_which_order(order, seen, enabled):
+    model = nn.Linear(WIDTH, CLASSES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=enabled)
+
+    def stepped() -> None:
+        scaler.step(optimizer)
+        scaler.update()
+
+    loss = lambda: model(torch.ones(3, WIDTH)).pow(2).mean()
+    calls = {
+        "scale": lambda: scaler.scale(loss()).backward(),
+        "plain": lambda: loss().backward(),
+        "unscale": lambda: scaler.unscale_(optimizer),
+        "update": scaler.update,
+        "clip": lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False),
+        "divide": lambda: [p.grad.div_(2) for p in model.parameters()],
+        "step": stepped,
+        "zero": lambda: optimizer.zero_grad(set_to_none=False),
+    }
+    assert own_loop(lambda: [calls[call]() for call in order.split()], model, optimizer) == (seen if enabled else set())
+
+
+def test_mp519_a_watched_step_trains_as_an_unwatched_one():
+    losses = []
+    for watched in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(WIDTH, CLASSES)
+        optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+        with LoopWatch(model, [optimizer]) if watched else contextlib.nullcontext():
+            scaler.scale(model(torch.ones(3, WIDTH)).pow(2).mean()).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+        losses.append(model.weight.detach().clone())
+    assert torch.equal(*losses)

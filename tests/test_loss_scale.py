@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpdiag.advice.loss_scale import CAP, NEGLIGIBLE_ENERGY, fp16_gradients, recommend
+from mpdiag.advice.loss_scale import recommend
+from mpdiag.advice.scale_window import CAP, NEGLIGIBLE_ENERGY, fp16_gradients
 from mpdiag.diagnosis import Capture, LossScaleAdvice, SelfTest, TensorKind, TensorTable
 from mpdiag.formats import FP16
 from mpdiag.histogram import ExponentHistogram
@@ -236,16 +237,11 @@ def test_the_recommended_scale_keeps_room_for_gradients_to_grow():
     assert (advice.lower_log2, advice.upper_log2, advice.log2_scale, advice.mode) == (5, 23, 23 - 4, "dynamic")
 
 
-def test_that_room_is_less_where_gradients_that_matter_would_have_none_to_shrink():
-    # all of the norm is at 2^-25: nothing of it is lost from 2^0 on, so 2^8 leaves it eight octaves
-    advice = recommend(capture(table("w", {-25: 1000}, 2.0**5)))
-    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (0, 8, 8)
-
-
-def test_elements_without_weight_in_the_norm_do_not_take_that_room():
-    # those at 2^-34 need 2^9 by count, yet carry 2^-68 of the squared norm
-    advice = recommend(capture(table("w", {-34: 10, 0: 90})))
-    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (9, 13, 9)
+def test_that_room_ends_at_the_lower_end_of_the_window():
+    # those at 2^-34 need 2^9, which is 2^13 less four octaves; those at 2^-36 need 2^11
+    for exponent, lower in ((-34, 9), (-36, 11)):
+        advice = recommend(capture(table("w", {exponent: 10, 0: 90})))
+        assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (lower, 13, lower)
 
 
 def test_a_window_that_is_one_scale_gives_that_one():

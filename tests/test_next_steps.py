@@ -10,7 +10,7 @@ import report_samples as samples
 from arm_samples import judged, trial
 
 from mpdiag.accuracy import PairedTest
-from mpdiag.diagnosis import Diagnosis
+from mpdiag.diagnosis import Asked, Diagnosis
 from mpdiag.report.next_steps import steps_from
 
 
@@ -37,6 +37,19 @@ def test_more_seeds_than_anyone_runs_become_a_later_stage_of_training():
     assert "--start-from" not in text(undecided(89, start_from="late.pt"))
 
 
+def test_a_metric_that_is_too_coarse_asks_for_more_samples_and_not_for_seeds():
+    made = undecided(None)
+    test = PairedTest("r", False, 0.01, 0.0, 0.01, None, 0.005, 0.01)
+    metric = replace(judged("fp16", "inconclusive", "top_5"), test=test, seeds=3)
+    loss = replace(judged("fp16", "equivalent"), test=PairedTest("r", True), seeds=3)
+    found = text(replace(made, verification=replace(made.verification, comparisons=(loss, metric))))
+    assert "validate on more samples: top 5 moves in steps that are too coarse" in found
+    assert "scatter" not in found
+    scattered = replace(loss, verdict="inconclusive", test=PairedTest("r", False, 0.75, 2.8, 2.0, 9, 1.0))
+    both = replace(made, verification=replace(made.verification, comparisons=(scattered, metric)))
+    assert "scan again with --seeds 9" in text(both)
+
+
 def test_seeds_that_change_nothing_ask_for_a_shuffle():
     found = text(undecided(None, seeds=3, pairs=1))
     assert "every seed gave the same FP32 run" in found
@@ -47,6 +60,15 @@ def test_a_budget_that_ended_before_the_second_seed_asks_for_a_longer_one():
     found = text(undecided(None, seeds=1, pairs=1, cut=("not run, the time budget was used up: fp32 with seed 1",)))
     assert "longer --time-budget" in found
     assert "scatter" not in found
+
+
+def test_one_seed_that_was_asked_for_asks_for_three():
+    one = replace(undecided(None, seeds=1, pairs=1, cut=("memory: not measured, the time budget had 3 s left",)))
+    found = text(replace(one, asked=Asked(100, 1)))
+    assert "scan again with --seeds 3: one seed" in found
+    assert "--verify-steps" not in found
+    assert "--time-budget" not in found
+    assert "--seeds 3" not in text(replace(one, asked=Asked(100, 5)))
 
 
 def test_fp16_that_takes_longer_is_said_before_the_code():

@@ -17,6 +17,7 @@ from fake_nvml import AT_REST, BUSY_AT_REST, CUDA, UUID, FakeNvml, install
 from mpdiag.costs.gpu import GpuState
 from mpdiag.device.block import LEAD_IN_SECONDS, QUEUED_STEPS, read_block, run_for, watch_rest
 from mpdiag.device.gpm import GPM_METRICS, MIN_GPM_SECONDS
+from mpdiag.device.memory import CudaAllocator
 from mpdiag.device.nvml import Nvml, Reading, RefusedError, driver_version
 from mpdiag.measure.sharing import look_for_others, sharing_from
 
@@ -81,6 +82,82 @@ def test_without_the_library_a_gpu_has_reasons(monkeypatch):
     assert Nvml(CUDA).processes() is None
     with pytest.raises(RefusedError, match="NVML is not available"):
         Nvml(CUDA).energy_mj()
+
+
+# a MIG instance: a part of a card, of which NVML tells some figures as a whole
+
+REFUSED = "this is a MIG instance, and NVML tells that of the whole card only"
+
+
+@pytest.fixture(params=["by its own UUID", "by its card's"])
+def mig(fake, request):
+    fake.mig_instance = request.param == "by its own UUID"
+    fake.mig_mode = (1, 1)
+    return fake
+
+
+def test_a_mig_instance_is_found_by_its_own_uuid(fake):
+    fake.mig_instance = True
+    assert Nvml(CUDA).unavailable is None
+    assert fake.uuid == f"MIG-{UUID}"
+
+
+def test_a_mig_instances_energy_power_and_pipes_are_refused_by_name(mig):
+    reading = window(mig)
+    assert (reading.energy_joules, reading.gpm) == (None, None)
+    assert reading.reasons == {"energy": f"the energy counter: {REFUSED}", "tensor_core": f"GPM counters: {REFUSED}"}
+    assert Nvml(CUDA).utilization() is None
+    assert not {"nvmlDeviceGetTotalEnergyConsumption", "nvmlGpmSampleGet", "nvmlDeviceGetUtilizationRates"} & set(
+        mig.asked
+    )
+
+
+def test_a_mig_instances_clock_heat_and_limits_are_its_cards(mig):
+    mig.limits = 0x4
+    assert Nvml(CUDA).state() == GpuState(1980, 60, None, ("power cap",))
+    assert mig.handles["nvmlDeviceGetClockInfo"] == "handle"
+
+
+def test_the_processes_of_a_mig_instance_are_its_own(fake):
+    fake.mig_instance, fake.processes = True, [os.getpid(), 17]
+    assert Nvml(CUDA).processes() == [17]
+    assert fake.handles["nvmlDeviceGetComputeRunningProcesses"] == "instance"
+
+
+def test_the_processes_of_a_whole_card_are_not_those_of_its_part(fake):
+    fake.mig_mode, fake.processes = (1, 1), [os.getpid(), 17]
+    assert Nvml(CUDA).processes() is None
+    with pytest.raises(RefusedError, match="processes: this is a MIG instance"):
+        Nvml(CUDA).ask("processes", "nvmlDeviceGetComputeRunningProcesses")
+
+
+def test_a_mig_instance_that_does_not_tell_its_card_has_no_state(fake, monkeypatch):
+    fake.mig_instance = True
+    fake.failing["nvmlDeviceGetDeviceHandleFromMigDeviceHandle"] = "Not Supported"
+    assert Nvml(CUDA).state() == GpuState()
+    assert Nvml(CUDA).processes() == []
+
+
+def test_mig_that_is_switched_off_or_only_pending_changes_nothing(fake):
+    fake.mig_mode = (0, 1)
+    assert window(fake).energy_joules == pytest.approx(400.0)
+    fake.failing["nvmlDeviceGetMigMode"] = "Not Supported"  # as most cards say
+    assert window(fake).energy_joules == pytest.approx(400.0)
+
+
+def test_whether_others_use_a_mig_instance_is_not_known(mig):
+    sharing, _ = look_for_others(CUDA)
+    assert (sharing.busy, sharing.idle_watts) == (None, None)
+    assert sharing.reason == f"whether others use this GPU is not known: GPM counters: {REFUSED}"
+
+
+@pytest.mark.parametrize(
+    ("instance", "mode", "told"), [(True, (1, 1), True), (False, (1, 1), False), (False, (0, 0), True)]
+)
+def test_the_drivers_memory_is_this_process_own_and_refused_of_a_card_in_parts(fake, instance, mode, told):
+    fake.mig_instance, fake.mig_mode = instance, mode
+    expected = (2**30, None) if told else (None, f"NVML does not tell: {REFUSED}")
+    assert CudaAllocator(CUDA).driver_bytes() == expected
 
 
 # energy
@@ -363,7 +440,7 @@ def test_a_rest_gives_idle_power_and_how_often_the_counter_moves(fake):
     assert rest.tick_seconds == pytest.approx(0.1, rel=0.05)
     assert sharing.idle_watts == pytest.approx(70.0, rel=0.06)
     assert (sharing.busy, sharing.processes, sharing.active_share, sharing.reason) == (False, 0, 0.0, None)
-    assert sharing.state == GpuState(1980, 60, 70.0, ())
+    assert sharing.state == GpuState(1980, 60, None, ())  # its power is of the second before, work included
 
 
 def test_a_gpu_on_which_something_runs_while_we_rest_is_busy(fake):

@@ -166,6 +166,51 @@ def test_the_rounding_is_taken_off_again():
         assert run.model[0].weight.grad.flatten().tolist() == GRADIENT
 
 
+class Unwelcome(nn.Sequential):
+    """A model that cannot bear somebody watching its operators."""
+
+    def forward(self, batch):
+        if torch.overrides._is_torch_function_mode_enabled():
+            raise RuntimeError("not under a mode")
+        return super().forward(batch)
+
+
+def test_a_cascade_that_fails_leaves_the_counts_alone_and_says_why():
+    job = chain_job()
+    job.build_model = lambda: Unwelcome(*chain())
+    start = job.start(0, 1)
+    keys = {(TensorKind.ACTIVATION_GRADIENT, "0"): "float16"}
+    found = compare_with_fp16(job, start, CPU, keys, (0,), 1)
+    assert "not under a mode" in found.cascade_reason
+    assert found.tensors[0].cascade_underflow is None
+    assert found.tensors[0].error_points == found.tensors[0].alone_error_points == 0
+
+
+def test_a_cascade_that_does_not_fail_gives_no_reason():
+    job = chain_job()
+    found = compare_with_fp16(job, job.start(0, 1), CPU, {(TensorKind.ACTIVATION_GRADIENT, "0"): "float16"}, (0,), 1)
+    assert found.cascade_reason is None
+
+
+def saturating():
+    """A tanh that FP16 rounds to 1 for the last of four units."""
+    first = nn.Linear(1, 4, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[0.5], [1.0], [2.0], [6.0]]))
+    return nn.Sequential(first, nn.Tanh())
+
+
+def test_the_gradient_that_a_saturated_tanh_loses_in_fp16_is_foretold_by_the_cascade_alone():
+    job = chain_job()
+    job.build_model = saturating
+    job.losses = lambda model, batch: iter([(ONLY, model(batch).float().sum())])
+    keys = {(TensorKind.ACTIVATION_GRADIENT, "0"): "float16", (TensorKind.ACTIVATION_GRADIENT, "1"): "float16"}
+    found = compare_with_fp16(job, job.start(0, 1), CPU, keys, (0,), 1)
+    told = next(t for t in found.tensors if t.name == "0" and t.trained_steps == 0)
+    assert told.predicted_underflow == 0
+    assert told.cascade_underflow == told.observed_underflow == 0.25
+
+
 @pytest.mark.parametrize("name", ["resnet", "lstm", "encoder", "unet", "vae", "convnext", "gan"])
 def test_real_kinds_of_model_do_what_their_counts_foretell(name):
     job = load_job(str(TARGETS / f"{name}.py"))

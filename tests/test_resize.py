@@ -48,6 +48,25 @@ def test_the_structure_stays_and_so_does_what_has_another_first_dimension() -> N
     assert made["more"][1] is None
 
 
+def test_time_first_batches_are_cut_along_their_second_dimension() -> None:
+    x, y = torch.arange(24.0).reshape(4, 3, 2), torch.tensor([10, 11, 12])
+    mask, array = torch.ones(4, 4), np.arange(12).reshape(4, 3)
+    made = resized((x, y, mask, array), 5, dim=1).batch
+    assert torch.equal(made[0], torch.cat([x, x[:, :2]], dim=1))
+    assert made[1].tolist() == [10, 11, 12, 10, 11]  # labels have one dimension, which is their first
+    assert torch.equal(made[2], mask)
+    assert made[3].tolist() == array[:, [0, 1, 2, 0, 1]].tolist()
+
+
+def test_a_start_of_time_first_batches_is_halved_along_them() -> None:
+    x, y = torch.arange(48.0).reshape(6, 4, 2), torch.arange(4)
+    made = halved(Start(0, {}, [(x, y)], batch_dim=1))
+    assert made is not None
+    assert torch.equal(made.batches[0][0], x[:, :2])
+    assert made.batches[0][1].tolist() == [0, 1]
+    assert made.batch_dim == 1
+
+
 def test_the_users_batch_is_not_changed() -> None:
     before = X.clone()
     resized((X, Y), 2).batch[0].fill_(-1)

@@ -34,9 +34,11 @@ from mpdiag.diagnosis import (
     SEVERITIES,
     VERDICTS,
     Advice,
+    Asked,
     Capture,
     Comparison,
     Diagnosis,
+    EnergyLost,
     Environment,
     Finding,
     LossScaleAdvice,
@@ -50,6 +52,7 @@ from mpdiag.diagnosis import (
 )
 from mpdiag.drift import WindowAt
 from mpdiag.errors import UsageError
+from mpdiag.finding import Certainty
 from mpdiag.foretold import Prediction, TensorForecast
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.loop import Event, Layer, LoopEvent, LoopFacts, OptimizerGroup
@@ -75,13 +78,14 @@ TABLE = TensorTable(
     noise_level=True,
     source="model.py:12",
     sampled=0.5,
-    blocks=BlockCounts((3, 0, 1), (2, 2), 1, 1),
+    blocks=BlockCounts((3, 0, 1), (2, 2), 1, 1, 2, "the channels of each pixel"),
     blocks_reason=None,
 )
 
 FORMAT = FormatForecast(
-    "E4M3", "forward", "per tensor", 9, 4, 0.25, 0.1, 0.2, 3, "fc1 (weight)", 0.5, "fits", {"fc1 (weight)": 0.5}
-)
+    "E4M3", "forward", "per tensor", 9, 4, 0.25, 0.1, 0.2, 3, "fc1 (weight)", 0.5, "fits", {"fc1 (weight)": 0.5},
+    31.5, 2, "the last dimension", 100,
+)  # fmt: skip
 
 FORECAST = TensorForecast("fc1", "activation_gradient", 5, 16, 12, 0.25, 0.5, 0.75, 0.125, 0.0625, noise=True)
 
@@ -158,6 +162,7 @@ def full() -> Diagnosis:
             structure="1f",
             source_hash="2e",
             lower_is_better=("perplexity",),
+            batch_hash="3d",
         ),
         capture=Capture(
             precision="FP32 (IEEE)",
@@ -197,7 +202,10 @@ def full() -> Diagnosis:
                 snippet="GradScaler()",
                 reason="because",
                 growth_interval=2000,
+                backoff_factor=0.5,
                 curve=(ScalePoint(0, 0.3, 1e-6, 0.0), ScalePoint(16, 0.001, 0.0, 0.0)),
+                most_lost_before=EnergyLost("a (weight_gradient)", 0.2, 0),
+                most_lost_after=EnergyLost("b (weight_gradient)", 1e-9, 100),
             ),
             findings=(
                 Finding(
@@ -206,10 +214,11 @@ def full() -> Diagnosis:
                     severity="warning",
                     subject="fc",
                     message="m",
-                    evidence={"limit": 65504.0, "steps": 3, "where": "fc", "unknown": None},
+                    evidence={"limit": 65504.0, "steps": 3, "where": "fc", "unknown": None, "cured": True},
                     remedy="r",
                     snippet="s",
                     source="model.py:3",
+                    certainty=Certainty.FORETOLD,
                 ),
             ),
             keep_fp32=("head",),
@@ -232,6 +241,7 @@ def full() -> Diagnosis:
                 "fp16",
                 "not timed",
                 "apply()",
+                0.5,
             ),
         ),
         verification=Verification(
@@ -272,12 +282,12 @@ def full() -> Diagnosis:
                     verdict="equivalent",
                     reason="r",
                     is_ratio=True,
-                    test=PairedTest("half the spread", False, 0.03, 0.02, 0.1, 9, 0.06),
+                    test=PairedTest("half the spread", False, 0.03, 0.02, 0.1, 9, 0.06, 0.003),
                 ),
             ),
             verdict="go",
             reason="all equal",
-            prediction=Prediction((FORECAST,), True, 0.01, 0.5, 0.02, 0.6, 1, 2, ("fc1 (activation)",)),
+            prediction=Prediction((FORECAST,), True, 0.01, 0.5, 0.02, 0.6, 1, 2, ("fc1 (activation)",), "no memory"),
             prediction_reason="the second state is missing",
             train_with="bf16",
             curves=(CurveBand("FP16", 5, (1, 2), (0.0, 0.5), (-0.5, 0.25), (0.5, 0.75), 0.9375, 1, 2, "ends early"),),
@@ -288,6 +298,7 @@ def full() -> Diagnosis:
         reason="partial",
         elapsed_seconds={"capture": 1.5},
         captured_on=Environment("3.12", "2.11.0", "0.1.0", "Linux", 8),
+        asked=Asked(100, 3),
     )
 
 
@@ -321,7 +332,7 @@ def test_a_full_diagnosis_comes_back_equal():
 
 
 RECORDS = (
-    *(Environment, TargetRecord, SelfTest, TensorTable, Capture, ScalePoint, LossScaleAdvice),
+    *(Environment, TargetRecord, Asked, SelfTest, TensorTable, Capture, ScalePoint, EnergyLost, LossScaleAdvice),
     *(
         Finding,
         Advice,

@@ -6,7 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 import mpdiag
+from mpdiag import settings
 from mpdiag.cli.verify import verify
+from mpdiag.diagnosis import Asked
 from mpdiag.errors import MpdiagError, UsageError
 from mpdiag.finish import verify_saved
 
@@ -43,6 +45,44 @@ def test_a_scan_without_verification_is_finished_with_its_own_seed(target):
     assert found.capture == saved.capture
     assert found.advice.loss_scale == saved.advice.loss_scale
     assert found.reason is None
+
+
+def test_without_other_words_it_has_the_seeds_and_steps_of_the_scan(target):
+    saved = scanned(verify_steps=6, seeds=2)
+    found = verify_saved(saved, device="cpu")
+    assert {(trial.seed, trial.steps) for trial in found.verification.trials} == {(5, 6), (6, 6)}
+    assert found.asked == saved.asked == Asked(verify_steps=6, seeds=2)
+    other = verify_saved(saved, device="cpu", seeds=1)
+    assert {(trial.seed, trial.steps) for trial in other.verification.trials} == {(5, 6)}
+    assert other.asked == Asked(verify_steps=6, seeds=1)
+
+
+def test_the_command_too_has_the_seeds_and_steps_of_the_scan(target):
+    from mpdiag.saved import to_json
+
+    target.with_name("run.json").write_text(to_json(scanned(verify_steps=6, seeds=2)))
+    CliRunner().invoke(verify, ["run.json", "--device", "cpu"])
+    trials = json.loads(target.with_name("run.json").read_text())["verification"]["trials"]
+    assert {(trial["seed"], trial["steps"]) for trial in trials} == {(5, 6), (6, 6)}
+
+
+def test_a_run_of_before_this_was_saved_has_the_defaults(target):
+    from dataclasses import replace
+
+    found = verify_saved(replace(scanned(), asked=None), device="cpu", time_budget_seconds=600.0)
+    assert found.asked == Asked(settings.VERIFY_STEPS, settings.SEEDS)
+
+
+def test_other_data_is_said(target):
+    saved = scanned(verify_steps=6, seeds=1)
+    text = MODEL.format(width=4, lr=0.1)
+    target.write_text(text.replace("torch.randn(16, 8)", "torch.randn(16, 8) * 2"))
+    found = verify_saved(saved, device="cpu")
+    assert "since the scan: the first batch has changed" in found.target.notes
+    target.write_text(text + "# another comment")
+    found = verify_saved(saved, device="cpu")
+    assert "since the scan: the target file has changed" in found.target.notes
+    assert not any("first batch" in note for note in found.target.notes)
 
 
 def test_it_gives_what_the_whole_scan_would_have_given(target):

@@ -117,7 +117,7 @@ REPORT_MAY = (
     *(
         f"mpdiag.{room}"
         for room in (
-            *"accuracy blocks costs diagnosis drift foretold loop other_formats operations".split(),
+            *"accuracy blocks costs diagnosis drift finding foretold loop other_formats operations".split(),
             *"saved histogram formats report".split(),
         )
     ),
@@ -126,8 +126,8 @@ REPORT_MAY = (
 NUMBERS_MAY = tuple(
     f"mpdiag.{room}"
     for room in (
-        *("accuracy blocks costs formats histogram drift foretold loop other_formats operations origin plan".split()),
-        *("version diagnosis errors advice".split()),
+        *"accuracy blocks costs formats histogram drift finding foretold loop other_formats operations".split(),
+        *"origin plan version diagnosis errors advice".split(),
     )
 )
 
@@ -169,6 +169,7 @@ def test_the_numbers_import_only_numbers():
     assert imports_beyond(sources(), "costs/", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "drift.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "other_formats.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "finding.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "foretold.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "loop.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "accuracy.py", NUMBERS_MAY) == []
@@ -185,6 +186,7 @@ def test_the_numbers_import_only_numbers():
         "costs/record.py",
         "diagnosis.py",
         "drift.py",
+        "finding.py",
         "foretold.py",
         "loop.py",
         "other_formats.py",
@@ -413,6 +415,7 @@ LIGHT_MODULES = (
     "mpdiag.blocks",
     "mpdiag.diagnosis",
     "mpdiag.drift",
+    "mpdiag.finding",
     "mpdiag.foretold",
     "mpdiag.loop",
     "mpdiag.other_formats",

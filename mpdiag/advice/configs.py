@@ -1,7 +1,8 @@
 """Configurations to paste: the advised precision, its loss scale and the FP32 islands, in each framework's words.
 
-They follow Diagnosis.snippet: FP16 with the advised scale, BF16 where the verification found FP16 wanting, nothing
-where neither is shown to train like FP32. tests/test_configs.py executes each text with its package.
+They follow Diagnosis.train_in, the one choice of a format, as the code to paste does: FP16 with the advised scale, or
+with the plan's modules in FP32, or BF16; TF32 is a setting of torch's; nothing where no format is shown to train like
+FP32. tests/test_configs.py executes each text with its package.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal
 
 from mpdiag.advice.loss_scale import DEFAULT_GROWTH_INTERVAL
 from mpdiag.diagnosis import Diagnosis, LossScaleAdvice
+from mpdiag.other_formats import BF16, FP16_ISLANDS, TF32
 from mpdiag.plan import IslandPlan, plan_snippet
 
 _Scale = LossScaleAdvice | IslandPlan  # a plan's own scale: with the islands out of the way it may be another
@@ -37,17 +39,22 @@ class Config:
 
 
 def configs_for(diagnosis: Diagnosis) -> tuple[Config, ...]:
-    """PyTorch, Lightning, transformers, Accelerate and DeepSpeed; nothing where the diagnosis has no code to paste."""
-    snippet, advice, run = diagnosis.snippet, diagnosis.advice, diagnosis.verification
+    """PyTorch, Lightning, transformers, Accelerate and DeepSpeed; of TF32 PyTorch alone.
+
+    Nothing where the diagnosis has no code to paste.
+    """
+    snippet, advice, chosen = diagnosis.snippet, diagnosis.advice, diagnosis.train_in
     if snippet is None:
         return ()
+    if chosen == TF32:
+        return (Config("PyTorch", "python", f"import torch\n\n{snippet.rstrip()}\n", ""),)
     wanted = _Wanted(None, ())  # BF16 needs neither: its range is FP32's
-    if advice is not None and (run is None or run.train_with != "bf16"):
-        plan = advice.plan
-        scale = plan if plan is not None and plan.snippet == snippet else advice.loss_scale
+    if advice is not None and chosen != BF16:
+        plan = advice.plan if chosen == FP16_ISLANDS else None
+        scale = plan or advice.loss_scale
         if scale.log2_scale is None:
             return ()
-        wanted = _Wanted(scale, advice.plan.keep_fp32 if advice.plan and advice.plan.enough else ())
+        wanted = _Wanted(scale, plan.keep_fp32 if plan else ())
     train = snippet.removeprefix(plan_snippet(wanted.islands, None))  # the head says it, with the file
     return (
         Config("PyTorch", "python", wanted.head("import torch") + train.rstrip() + "\n", ""),

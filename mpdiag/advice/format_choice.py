@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mpdiag.diagnosis import Advice, Diagnosis, Environment, Verification
-from mpdiag.other_formats import FormatChoice, FormatForecast, FormatOption
+from mpdiag.other_formats import BF16, FP16, FP16_ISLANDS, FP32, TF32, FormatChoice, FormatForecast, FormatOption
+from mpdiag.plan import IslandPlan
 
 SINCE = {"FP16": 7.0, "BF16": 8.0, "TF32": 8.0, "FP8": 8.9, "MXFP8": 10.0, "NVFP4": 10.0}
 """The first compute capability whose tensor cores multiply in a format: NVIDIA's architecture papers from Volta to
 Blackwell, and Transformer Engine's support matrix."""
 
 _ROWS = {"FP8": ("E4M3", "E5M2")}  # one format by the table's names, another by the reader's
-_ARMS = {"fp16": "FP16", "fp16-plan": "FP16 with FP32 islands", "bf16": "BF16"}
+_ARMS = {"fp16": FP16, "fp16-plan": FP16_ISLANDS, "bf16": BF16}
 _BEYOND = ("NVFP4", "MXFP8", "FP8")  # fewest bits first
 
 
@@ -37,7 +38,8 @@ def choose_format(environment: Environment, advice: Advice, verification: Verifi
     chosen, verified, reason = _chosen(environment, advice, verification, has, states)
     more = [o.format for o in options if o.format in _BEYOND and o.on_this_gpu and _fits(advice, o.format)]
     if more:
-        reason += f"; {' and '.join(more)} {'is' if len(more) == 1 else 'are'} foretold to fit, not trained here"
+        told = " and ".join(f"{fmt}{_noise(advice, fmt)}" for fmt in more)
+        reason += f"; the range of {told} is foretold to fit, not trained here"
     return FormatChoice(chosen, verified, reason, options)
 
 
@@ -58,31 +60,55 @@ def _chosen(
     states: Mapping[str, str | None],
 ) -> tuple[str, bool, str]:
     where = f" on this {environment.gpu}" if environment.gpu else ""
+    plan = _plan(advice)
     if verification is not None and verification.train_with in _ARMS:
-        chosen = _ARMS[verification.train_with]
-        emulated = any(trial.emulated for trial in verification.trials if trial.arm == verification.train_with)
-        reason = f"trained here{', emulated,' if emulated else ''} and keeps up with FP32"
-        errors = _errors(advice) if verification.train_with == "fp16" else ""
-        if errors:
-            reason += f"; {errors} to be mended first"
-        if has is not None and chosen.split()[0] not in has:
-            reason += f"; {environment.gpu} has no tensor cores for it, so it saves memory, not time"
-        return chosen, True, reason
+        return _verified(verification, environment, advice, has, states)
     if not advice.other_formats:
-        return "FP32", False, "no tensor that autocast has in 16 bits was seen"
+        return FP32, False, "no tensor that autocast has in 16 bits was seen"
     undecided = ", here undecided" if any(state == "undecided" for state in states.values()) else ""
     untrained = undecided or ", not trained here"
-    if states["fp16"] != "worse" and _on(has, "FP16") and not _against_fp16(advice):
-        return "FP16", False, f"foretold to fit{where}, loss scale 2^{advice.loss_scale.log2_scale}{untrained}"
-    why = _against_fp16(advice) or "FP16 falls behind FP32 here" if _on(has, "FP16") else "no tensor cores for FP16"
-    plan = advice.plan
-    if states["bf16"] != "worse" and _on(has, "BF16") and _fits(advice, "BF16"):
-        return "BF16", False, f"{why}; BF16 has FP32's range: foretold to fit{where}{untrained}"
-    if states["fp16-plan"] != "worse" and _on(has, "FP16") and plan is not None and plan.enough:
-        return _ARMS["fp16-plan"], False, f"{why}; with the plan's modules in FP32 it is foretold to fit{untrained}"
-    if has and "TF32" in has and _fits(advice, "TF32"):
-        return "TF32", False, f"{why}; TF32 keeps FP32's range and storage, not trained here"
-    return "FP32", False, why
+    if states["fp16"] != "worse" and _on(has, FP16) and not _against_fp16(advice):
+        return FP16, False, f"foretold to fit{where}, loss scale 2^{advice.loss_scale.log2_scale}{untrained}"
+    why = _against_fp16(advice) or "FP16 falls behind FP32 here" if _on(has, FP16) else "no tensor cores for FP16"
+    with_plan = states["fp16-plan"] != "worse" and _on(has, FP16) and plan is not None
+    if states["bf16"] != "worse" and _on(has, BF16) and _fits(advice, BF16):
+        other = "; the alternative is FP16 with the plan's modules in FP32" if with_plan else ""
+        return BF16, False, f"{why}; BF16 has FP32's range: foretold to fit{where}{untrained}{other}"
+    if with_plan:
+        return FP16_ISLANDS, False, f"{why}; with the plan's modules in FP32 it is foretold to fit{untrained}"
+    if has and TF32 in has and _fits(advice, TF32):
+        return TF32, False, f"{why}; TF32 keeps FP32's range and storage, not trained here"
+    return FP32, False, why
+
+
+def _verified(
+    verification: Verification,
+    environment: Environment,
+    advice: Advice,
+    has: frozenset[str] | None,
+    states: Mapping[str, str | None],
+) -> tuple[str, bool, str]:
+    """What the verification lets the job train in; with the plan where FP16 passes and something is to be mended."""
+    arm = verification.train_with or ""
+    chosen, verified = _ARMS[arm], True
+    emulated = any(trial.emulated for trial in verification.trials if trial.arm == arm)
+    reason = f"trained here{', emulated,' if emulated else ''} and keeps up with FP32"
+    errors = _errors(advice) if arm == "fp16" else ""
+    if arm == "fp16" and _plan(advice) is not None and states["fp16-plan"] != "worse":
+        chosen, verified = FP16_ISLANDS, states["fp16-plan"] == "passed"
+        islands = "keeps up too" if verified else "is undecided" if states["fp16-plan"] else "was not trained"
+        mend = f"{errors} to be mended first" if errors else "what it loses is to be mended first"
+        reason = f"FP16 {reason}, but {mend}; with the plan's modules in FP32 it {islands}"
+    elif errors:
+        reason += f"; {errors} to be mended first"
+    if has is not None and chosen.split()[0] not in has:
+        reason += f"; {environment.gpu} has no tensor cores for it, so it saves memory, not time"
+    return chosen, verified, reason
+
+
+def _plan(advice: Advice) -> IslandPlan | None:
+    """The plan that training may follow."""
+    return advice.plan if advice.plan is not None and advice.plan.enough and advice.plan.keep_fp32 else None
 
 
 def _options(
@@ -120,6 +146,8 @@ def _against_fp16(advice: Advice) -> str:
     errors = _errors(advice)
     if errors:
         return f"FP16 needs changes: {errors}"
+    if plan := _plan(advice):
+        return f"FP16 needs {len(plan.keep_fp32)} module{'' if len(plan.keep_fp32) == 1 else 's'} in FP32"
     return f"FP16: {advice.loss_scale.reason}" if advice.loss_scale.log2_scale is None else ""
 
 
@@ -137,12 +165,18 @@ def _fits(advice: Advice, fmt: str) -> bool:
     return bool(rows) and all(row.fits for row in rows)
 
 
+def _noise(advice: Advice, fmt: str) -> str:
+    """How precise a format is, in words to add; FP16, BF16 and TF32 are known to train, so theirs needs none."""
+    known = [row.noise_db for row in _rows(advice, fmt) if row.noise_db is not None]
+    return f" (rounding noise about {min(known):.0f} dB below the signal)" if known and fmt in _BEYOND else ""
+
+
 def _foretold(advice: Advice, fmt: str) -> str:
     rows = _rows(advice, fmt)
     if not rows:
         return "not foretold: no tensor was counted for it"
     if all(row.fits for row in rows):
-        return "foretold to fit, not trained here"
+        return f"its range is foretold to fit{_noise(advice, fmt)}, not trained here"
     losing = [f"{row.part}, {row.losing} of {row.tensors} tensors lose too much" for row in rows if row.losing]
     return f"foretold: {'; '.join(losing) or 'overflows'}"
 

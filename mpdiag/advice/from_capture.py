@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from mpdiag.advice.block_formats import what_if_in_blocks
 from mpdiag.advice.checks import CAPTURE_CHECKS
-from mpdiag.advice.loss_scale import recommend
+from mpdiag.advice.loss_scale import Part, recommend
 from mpdiag.advice.other_formats import what_if
+from mpdiag.advice.places import with_source
 from mpdiag.diagnosis import Advice, Capture, Finding
 from mpdiag.drift import WindowAt
 from mpdiag.formats import FP16
@@ -16,16 +17,21 @@ _ORDER = {"error": 0, "warning": 1, "info": 2}
 _KEEPS_FP32 = ("MP101", "MP102", "MP301")
 
 
-def advise(capture: Capture) -> Advice:
-    """The loss scale, all findings (worst first) and the modules to keep in FP32."""
-    loss_scale = recommend(capture)
-    findings = worst_first(finding for check in CAPTURE_CHECKS for finding in check.find(capture, loss_scale))
+def advise(capture: Capture, parts: Sequence[Part] = ()) -> Advice:
+    """The loss scale, all findings (worst first), the modules to keep in FP32, and how the window drifts.
+
+    parts: (steps, capture) of each stretch of the training that was observed, where there were several.
+    """
+    loss_scale = recommend(capture, parts)
+    found = (finding for check in CAPTURE_CHECKS for finding in check.find(capture, loss_scale))
+    findings = worst_first(with_source(finding, capture) for finding in found)
     keep = [f.subject for f in findings if f.code in _KEEPS_FP32 and f.severity != "info"]
     owners = [f.subject.rpartition(".")[0] for f in findings if f.code == "MP104"]  # of an overflowing weight
     keep += [owner for owner in owners if owner]
     names = tuple(dict.fromkeys(keep))
-    forecasts = (*what_if(capture), *what_if_in_blocks(capture))
-    return Advice(FP16.name, loss_scale, findings, names, other_formats=forecasts)
+    forecasts = (*what_if(capture, parts), *what_if_in_blocks(capture, parts))
+    drift = tuple(window_at(steps, seen) for steps, seen in parts) if len(parts) > 1 else ()
+    return Advice(FP16.name, loss_scale, findings, names, drift=drift, other_formats=forecasts)
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from mpdiag.advice.checks import RUN_CHECKS, TRIAL_CHECKS
+from mpdiag.advice.checks.gradients import CURED, GradientUnderflow
+from mpdiag.advice.format_choice import with_format_choice
 from mpdiag.advice.from_capture import worst_first
+from mpdiag.advice.places import with_source
 from mpdiag.diagnosis import Advice, Diagnosis, Finding, Verification
 
 _LATE = {check.code for check in (*TRIAL_CHECKS, *RUN_CHECKS)}
+_CONTRADICT = ("MP602", "MP604")  # the scale fell below 1, a gradient is dead: no scale cures this job's underflow
 
 
 def advise_on_trials(verification: Verification, advice: Advice) -> tuple[Finding, ...]:
@@ -24,8 +28,17 @@ def advise_on_run(diagnosis: Diagnosis) -> tuple[Finding, ...]:
 
 def with_findings(advice: Advice, found: Iterable[Finding]) -> Advice:
     """The advice with these findings, worst first, in place of those that these rules gave before."""
-    kept = [finding for finding in advice.findings if finding.code not in _LATE]
-    return replace(advice, findings=worst_first((*kept, *found)))
+    late = tuple(found)
+    contradicted = any(finding.code in _CONTRADICT for finding in late)
+    kept = [_after_runs(finding, contradicted) for finding in advice.findings if finding.code not in _LATE]
+    return replace(advice, findings=worst_first((*kept, *late)))
+
+
+def _after_runs(finding: Finding, contradicted: bool) -> Finding:
+    """The finding as the runs leave it: that the recommended scale cures underflow holds until they say otherwise."""
+    if finding.code != GradientUnderflow.code or CURED not in finding.evidence:
+        return finding
+    return replace(finding, severity="info" if finding.evidence[CURED] and not contradicted else "warning")
 
 
 def with_late_findings(diagnosis: Diagnosis) -> Diagnosis:
@@ -34,4 +47,6 @@ def with_late_findings(diagnosis: Diagnosis) -> Diagnosis:
         return diagnosis
     run = diagnosis.verification
     of_trials = advise_on_trials(run, diagnosis.advice) if run is not None else ()
-    return replace(diagnosis, advice=with_findings(diagnosis.advice, (*of_trials, *advise_on_run(diagnosis))))
+    late = [with_source(finding, diagnosis.capture) for finding in (*of_trials, *advise_on_run(diagnosis))]
+    found = with_findings(diagnosis.advice, late)
+    return with_format_choice(replace(diagnosis, advice=found))  # an error of the runs speaks against FP16 too

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mpdiag.advice.loss_scale import fp16_gradients, recommend
+from mpdiag.advice.loss_scale import recommend
+from mpdiag.advice.scale_window import fp16_gradients
 from mpdiag.diagnosis import Capture, LossScaleAdvice, TensorKind, TensorTable
 from mpdiag.formats import FP16
 

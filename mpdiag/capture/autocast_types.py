@@ -16,6 +16,8 @@ from mpdiag.target import Job, Start
 from mpdiag.training.precision import FP16_AUTOCAST, FP32_IEEE, Precision
 from mpdiag.training.session import open_session, total
 
+STARVED = 0.01  # of the non-zero elements and of the squared norm: MP105's threshold where a loss is not hidden
+
 
 @dataclass
 class AutocastTypes:
@@ -23,9 +25,10 @@ class AutocastTypes:
 
     outputs: module name -> dtype of its first floating output. cast: parameters that were copied to FP16.
     nonfinite: modules whose output had an inf or NaN, in call order; vanished: modules
-    whose output was all zero; fed: modules that were given an inf or NaN. loss: the loss's dtype. finite_loss and
-    finite_gradients: whether they came out so; None where the iteration did not get there. error: why the
-    iteration failed, when it did (an operator that autocast refuses, say).
+    whose output was all zero; fed: modules that were given an inf or NaN; starved: those without children that compute
+    in FP16 and lose, in the cast, more than STARVED of what an FP32 island gives them. loss: the loss's dtype.
+    finite_loss and finite_gradients: whether they came out so; None where the iteration did not get there. error: why
+    the iteration failed, when it did (an operator that autocast refuses, say).
     """
 
     outputs: dict[str, str] = field(default_factory=dict)
@@ -33,6 +36,7 @@ class AutocastTypes:
     nonfinite: tuple[str, ...] = ()
     vanished: tuple[str, ...] = ()
     fed: tuple[str, ...] = ()
+    starved: tuple[str, ...] = ()
     loss: str | None = None
     finite_loss: bool | None = None
     finite_gradients: bool | None = None
@@ -72,7 +76,9 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
     finite: dict[str, torch.Tensor] = {}
     alive: dict[str, torch.Tensor] = {}
     given: dict[str, torch.Tensor] = {}
+    cast_away: dict[str, torch.Tensor] = {}
     with open_session(job, start, precision, device) as run:
+        readers = {n for n, m in run.model.named_modules() if precision.keep_fp32 and not any(m.children())}
 
         def on_output(name: str, _: torch.nn.Module, tensor: torch.Tensor) -> None:
             if recomputing():
@@ -87,6 +93,9 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
             if not recomputing():
                 ok = torch.isfinite(tensor.detach()).all()
                 given[name] = given[name] & ok if name in given else ok
+                if name in readers and tensor.dtype == torch.float32 and tensor.numel():
+                    lost = _lost_by_cast(tensor.detach())
+                    cast_away[name] = torch.maximum(cast_away[name], lost) if name in cast_away else lost
 
         watch = ModuleWatch(run.model, on_output, on_input)
         casts = _CastsOfParameters(run.model)
@@ -111,12 +120,24 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
         seen.cast = casts.cast | {n for n in names if n.rpartition(".")[0] in recurrent}
     seen.nonfinite = tuple(name for name, ok in finite.items() if not bool(ok))
     seen.fed = tuple(name for name, ok in given.items() if not bool(ok))
+    seen.starved = tuple(
+        name for name, lost in cast_away.items() if seen.outputs.get(name) == "float16" and float(lost) > STARVED
+    )
     vanished = tuple(name for name, some in alive.items() if not bool(some))
     if vanished and precision.autocast is not None:  # a layer that begins at zero is all zero in FP32 too
         in_fp32 = observe(job, start, device, FP32_IEEE).vanished
         vanished = tuple(name for name in vanished if name not in in_fp32)
     seen.vanished = vanished
     return seen
+
+
+def _lost_by_cast(tensor: torch.Tensor) -> torch.Tensor:
+    """The share of the non-zero elements, or of the squared norm, that becomes zero in FP16: the smaller of the two."""
+    wide = tensor.double()
+    some, gone = wide != 0, (tensor.half() == 0) & (wide != 0)
+    elements = gone.sum() / some.sum().clamp(min=1)
+    squares = wide.square()
+    return torch.minimum(elements.double(), (squares * gone).sum() / squares.sum().clamp(min=1e-300))
 
 
 def _finite_gradients(model: torch.nn.Module) -> bool:

@@ -55,15 +55,20 @@ class CountTable:
         elif tensor.numel():
             self._add_portably(row, tensor)
 
-    def add_with_blocks(self, row: int, tensor: torch.Tensor, weight: bool) -> None:
-        """Count a real strided tensor into a row, and inside its blocks: in one pass where the kernel reads it."""
+    def add_with_blocks(self, row: int, tensor: torch.Tensor, weight: bool, module_type: str = "") -> str | None:
+        """Count a real strided tensor into a row, and inside its blocks: in one pass where the kernel reads it.
+
+        Gives what its blocks run along; None of an empty tensor.
+        """
         if not tensor.numel():
-            return
+            return None
         self._reach(row)
         if self._blocks is None:
             self._blocks = BlockTable(self.device, len(self._table), kernel=self._kernels is not None)
-        if not self._blocks.add(row, tensor, rows_of(tensor, weight), self._table):
+        rows = rows_of(tensor, weight, module_type)
+        if not self._blocks.add(row, tensor, rows, self._table):
             self.add(row, tensor)
+        return rows.along
 
     def add_later(self, row: int, tensor: torch.Tensor) -> None:
         """The same for a tensor that stays as it is until `add_waiting`: many small ones share one launch."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import reduce
 from threading import Lock
 
 import torch
 
-from mpdiag.blocks import FIRST_STEP, NO_ROWS, NOT_AN_OPERAND, NOT_ASKED, NOTHING_IN_BLOCKS, BlockCounts
+from mpdiag.blocks import FEATURES, FIRST_STEP, NO_ROWS, NOT_AN_OPERAND, NOT_ASKED, NOTHING_IN_BLOCKS, BlockCounts
 from mpdiag.capture.block_columns import block_counts_of
 from mpdiag.capture.block_counting import merged
 from mpdiag.capture.counting import CountTable
@@ -73,7 +75,7 @@ class Sent:
 class Ledger:
     """Counts tensors under their sites. include and exclude are shell patterns on names, as the Probe explains.
 
-    blocks: in the first step, what FP8 and FP4 products read is also counted inside blocks.
+    blocks: in the first step of each part, what FP8 and FP4 products read is also counted inside blocks.
     """
 
     def __init__(
@@ -92,8 +94,8 @@ class Ledger:
         self._scalars = HostCopies()
         self._skipped_steps = 0
         self._blocks_wanted = self._in_blocks = blocks
-        self._block_rows: dict[int, BlockCounts] = {}
-        self._has_blocks: set[int] = set()
+        self._block_rows: list[dict[int, BlockCounts]] = [{}]  # of each part
+        self._has_blocks: list[dict[int, str]] = [{}]  # what the blocks of a row run along
         self._why_no_blocks: dict[int, str] = {}
         self.counted_by = self._table_on(device).counted_by
 
@@ -120,9 +122,10 @@ class Ledger:
             table = self._table_on(tensor.device)
             row = site.row if site.row is not None else self._row(site, tensor.dtype)
             if self._in_blocks and self._is_operand(row, site.kind, tensor):
-                self._has_blocks.add(row)
                 with torch.no_grad():
-                    table.add_with_blocks(row, real.detach(), site.kind is TensorKind.WEIGHT)
+                    weight = site.kind is TensorKind.WEIGHT
+                    along = table.add_with_blocks(row, real.detach(), weight, site.module_type)
+                self._has_blocks[-1].setdefault(row, along or FEATURES)
             elif later:
                 table.add_later(row, real)
             else:
@@ -181,22 +184,33 @@ class Ledger:
         """The totals so far, in the order first seen. sources: file:line by module name."""
         self.wait()
         found = self._tables_of(Totals.together(self._parts), sources)
-        return tuple(self._with_blocks(row, table) for row, table in found.items())
+        return tuple(self._with_blocks(row, table, self._has_blocks) for row, table in found.items())
 
     def end_part(self, sources: dict[str, str]) -> tuple[TensorTable, ...]:
         """The same since the last call."""
         self.wait()
+        found = self._tables_of(self._parts[-1], sources)
+        here: list[dict[int, str]] = [{} for _ in self._has_blocks[:-1]] + self._has_blocks[-1:]
+        tables = tuple(self._with_blocks(row, table, here) for row, table in found.items())
         self._parts.append(Totals())
-        return tuple(self._tables_of(self._parts[-2], sources).values())
+        self._in_blocks = self._blocks_wanted
+        self._block_rows.append({})
+        self._has_blocks.append({})
+        return tables
 
     def _tables_of(self, totals: Totals, sources: dict[str, str]) -> dict[int, TensorTable]:
         found = [(row, site) for row, site in enumerate(self._sites) if totals.steps(row)]
         return {row: self._record(totals, row, site, sources) for row, site in found}
 
-    def _with_blocks(self, row: int, table: TensorTable) -> TensorTable:
-        """The record with what was counted inside blocks, or why nothing was."""
-        if row in self._has_blocks:
-            return replace(table, blocks=self._block_rows.get(row, NOTHING_IN_BLOCKS), blocks_reason=None)
+    def _with_blocks(self, row: int, table: TensorTable, parts: list[dict[int, str]]) -> TensorTable:
+        """The record with what was counted inside blocks in these parts, or why nothing was."""
+        found = [
+            replace(self._block_rows[i].get(row, NOTHING_IN_BLOCKS), along=along[row])
+            for i, along in enumerate(parts)
+            if row in along
+        ]
+        if found:
+            return replace(table, blocks=reduce(operator.add, found), blocks_reason=None)
         reason = self._why_no_blocks.get(row, FIRST_STEP if table.kind in _OPERANDS else NOT_AN_OPERAND)
         return replace(table, blocks_reason=reason if self._blocks_wanted else NOT_ASKED)
 
@@ -226,7 +240,7 @@ class Ledger:
         if sent.blocks:
             counts = merged([waiting.values() for waiting in sent.blocks])
             seen = counts.any(dim=1).nonzero().flatten().tolist()
-            self._block_rows |= {row: block_counts_of(counts[row]) for row in seen}
+            self._block_rows[-1] |= {row: block_counts_of(counts[row]) for row in seen}
         for waiting in sent.all():
             waiting.release()
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from mpdiag.capture.input_watch import InputWatch
 from mpdiag.capture.optimizer_facts import short
+from mpdiag.capture.scaler_watch import CLIPS, ScalerWatch
 from mpdiag.capture.source_line import users_line
 from mpdiag.loop import HALF, Event, LoopEvent
 from mpdiag.training.autocast_lists import installed
@@ -39,11 +40,14 @@ class LoopWatch(TorchFunctionMode):
         self._undo: list[Callable[[], None]] = []
         self.events: dict[tuple[LoopEvent, str, str | None], Event] = {}
         self.inputs = InputWatch()
+        self._scaler = ScalerWatch(self._note)
 
     def __enter__(self) -> LoopWatch:
         self._stand_in(torch.autocast, "__enter__", self._entered)
         self._stand_in(torch.autocast, "__exit__", self._left)
         self._stand_in(torch.amp.GradScaler, "scale", self._scaled)
+        self._stand_in(torch.amp.GradScaler, "unscale_", self._scaler.unscaling)
+        self._stand_in(torch.amp.GradScaler, "step", lambda scaler, *given, **_: self._scaler.stepping(scaler, *given))
         self._stand_in(torch.autograd.Function, "apply", self._applied)
         super().__enter__()  # type: ignore[no-untyped-call] # torch's own class has no types here
         return self
@@ -58,6 +62,8 @@ class LoopWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         self.inputs.before(name, args, kwargs)
+        if name in CLIPS:
+            self._scaler.in_place(args[0] if isinstance(args[0], list | tuple) else args[:1])
         reader = _READERS.get(name)
         if reader is None and (name in _skip_autocast() or kwargs.get("out") is not None):
             reader = LoopWatch._skipping
@@ -82,25 +88,26 @@ class LoopWatch(TorchFunctionMode):
         call: Any = own.__func__ if by_class else own
 
         def stand_in(self_or_class: Any, *args: Any, **kwargs: Any) -> Any:
-            told(self_or_class)
+            told(self_or_class, *args, **kwargs)
             return call(self_or_class, *args, **kwargs)
 
         setattr(owner, name, classmethod(stand_in) if by_class else stand_in)
         self._undo.append(lambda: setattr(owner, name, own))
 
-    def _entered(self, region: Any) -> None:
+    def _entered(self, region: Any, *_: Any) -> None:
         self._regions += bool(region._enabled)
         if region._enabled:
             self._note(LoopEvent.AUTOCAST, region.device, short(region.fast_dtype))
 
-    def _left(self, region: Any) -> None:
+    def _left(self, region: Any, *_: Any) -> None:
         self._regions = max(self._regions - bool(region._enabled), 0)
 
-    def _scaled(self, scaler: Any) -> None:
+    def _scaled(self, scaler: Any, *_: Any, **__: Any) -> None:
         if scaler.is_enabled():
+            self._scaler.scaled()
             self._note(LoopEvent.SCALER, type(scaler).__name__, value=float(scaler.get_scale()))
 
-    def _applied(self, function: Any) -> None:
+    def _applied(self, function: Any, *_: Any, **__: Any) -> None:
         if not f"{function.__module__}.".startswith(_TORCHS) and not _decorated(function.forward):
             self._note(LoopEvent.FUNCTION, function.__qualname__.rpartition(".<locals>.")[2])
 
@@ -123,6 +130,7 @@ class LoopWatch(TorchFunctionMode):
     def _backward(self, name: str, args: Any, kwargs: Any) -> None:
         if self._regions:
             self._note(LoopEvent.BACKWARD_INSIDE, name)
+        self._scaler.backward()
 
     def _decay(self, name: str, args: Any, kwargs: Any) -> None:
         """x.mul_(decay) and x.lerp_(new, 1 - decay), one tensor or a list of them, kept in 16 bits."""

@@ -24,8 +24,8 @@ class Probe:
     include and exclude are shell patterns on qualified names; a tensor is counted if any include matches (or
     none is given) and no exclude does. `scaler`: the job's own GradScaler; gradients are then counted as they are
     without its scale. `every`: only iterations 0, every, 2 * every ... are counted. `updates=False` leaves out
-    weight updates, which take memory for a copy of weights. `blocks=True` also counts inside blocks in the first step,
-    for MXFP8 and NVFP4.
+    weight updates, which take memory for a copy of weights. `blocks=True` also counts inside blocks in the first step
+    of each part, for MXFP8 and NVFP4.
     """
 
     def __init__(

@@ -10,15 +10,9 @@ from typing import Any
 import click
 
 from mpdiag import settings
+from mpdiag.settings import MOST_SEEDS, MOST_STEPS
 
 Command = Callable[..., Any]
-
-
-MOST_STEPS = 10_000_000
-"""Of training: a year of it at three a second. Beyond it a number was mistyped, and would draw batches for hours."""
-
-MOST_SEEDS = 10_000
-"""Pairs: the test of equivalence gains nothing from more."""
 
 MOST_GB = 1_000_000.0
 """Of a card's memory, a petabyte: no card has it."""
@@ -45,18 +39,28 @@ where_to_run = click.option(
     help="Where to run; on a CPU the CUDA autocast policy is emulated.",
 )  # fmt: skip
 
+
+def _how_much(steps: int | None, seeds: int | None, shown: bool | str) -> Callable[[Command], Command]:
+    return _stacked(
+        click.option("--verify-steps", type=click.IntRange(1, MOST_STEPS), default=steps, show_default=shown,
+                     help="Steps of each verification run."),
+        click.option("--seeds", type=click.IntRange(1, MOST_SEEDS), default=seeds, show_default=shown,
+                     help="Paired seeds of the verification."),
+    )  # fmt: skip
+
+
+how_much = _how_much(settings.VERIFY_STEPS, settings.SEEDS, True)
+how_much_again = _how_much(None, None, "as RUN.json was asked for")
+
 how_to_verify = _stacked(
-    click.option("--verify-steps", type=click.IntRange(1, MOST_STEPS), default=settings.VERIFY_STEPS, show_default=True,
-                 help="Steps of each verification run."),
-    click.option("--seeds", type=click.IntRange(1, MOST_SEEDS), default=settings.SEEDS, show_default=True,
-                 help="Paired seeds of the verification."),
     click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), default=settings.TIME_BUDGET_SECONDS,
                  show_default=True, metavar="SECONDS", callback=_finite,
                  help="For the verification; on a GPU with what it measures. What is cut is named."),
     click.option("--costs/--no-costs", default=True, show_default=True,
                  help="On a GPU: measure time, memory, tensor cores, energy; without, training has all the time."),
     click.option("--largest-batch", is_flag=True,
-                 help="Search the largest batch that trains, for each arm (on a GPU; takes minutes of its own)."),
+                 help="Search the largest batch that trains, for each arm (on a GPU); in a time of its own beside "
+                      f"--time-budget: as much again, at least {settings.LARGEST_BATCH_SECONDS:.0f} s an arm."),
     click.option("--memory-limit", type=click.FloatRange(0, MOST_GB, min_open=True), metavar="GB",
                  callback=_finite,
                  help="Search it as on a card of so many GB (1e9 bytes)."),

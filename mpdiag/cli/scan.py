@@ -11,14 +11,15 @@ import click
 from mpdiag import settings
 from mpdiag.cli.delivery import attempted, deliver, exit_code
 from mpdiag.cli.files import apart, writable
-from mpdiag.cli.options import MOST_STEPS, how_to_show, how_to_verify, where_to_run
+from mpdiag.cli.options import how_much, how_to_show, how_to_verify, where_to_run
 from mpdiag.cli.process import interruptible
+from mpdiag.settings import MOST_STEPS
 
 if TYPE_CHECKING:
-    from mpdiag.api import ScanOptions
     from mpdiag.cli.process import Interruption
     from mpdiag.diagnosis import Diagnosis
     from mpdiag.errors import MpdiagError
+    from mpdiag.options import ScanOptions
 
 
 def _places(text: str) -> tuple[int, ...]:
@@ -29,13 +30,6 @@ def _places(text: str) -> tuple[int, ...]:
     if min(places) < 0:
         raise click.BadParameter("it has to be steps of training, such as 0,100,1000", param_hint="'--at'")
     return places
-
-
-def _require_an_end(steps: int, at: tuple[int, ...], skip: int) -> None:
-    last = max(at) + (steps - 1) * (skip + 1)
-    if last >= MOST_STEPS:
-        message = f"the last step to observe would be {last:,}; {MOST_STEPS:,} steps of training are the most"
-        raise click.UsageError(f"{message}: lower --steps, --at or --skip")
 
 
 @click.command(short_help="Observe a training job, advise a loss scale, verify mixed precision.")
@@ -60,6 +54,7 @@ def _require_an_end(steps: int, at: tuple[int, ...], skip: int) -> None:
               help="Start every run from these weights (and optimizer state) that torch.save wrote.")  # fmt: skip
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Train in mixed precision beside FP32.")  # fmt: skip
+@how_much
 @how_to_verify
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True, metavar="DIR",
               help="Folder for <name>.json, .html and .plan.json.")  # fmt: skip
@@ -78,7 +73,14 @@ def scan(
     TARGET is a file (model.py), file.py:attr or package.module:attr. It defines build_model() and train_batches(),
     and optionally compute_loss(model, batch), build_optimizer(model) and evaluate(model).
     """
-    _require_an_end(steps, at, skip)
+    from mpdiag.options import ScanOptions
+
+    options = ScanOptions(
+        steps=steps, seed=seed, device=device, verify=verify, verify_steps=verify_steps, seeds=seeds,
+        time_budget_seconds=time_budget, include=include, exclude=exclude, depth=depth, at=at, skip=skip,
+        start_from=start_from, costs=costs, largest_batch=largest_batch or memory_limit is not None,
+        memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
+    )  # fmt: skip
     source, _, attribute = target.rpartition(":")
     if not source or attribute.endswith(".py") or "/" in attribute:
         source, attribute = target, ""
@@ -92,15 +94,6 @@ def scan(
     beside = data or page
     plan = writable(beside.with_name(f"{beside.stem}.plan.json"), asked=False)
     apart(Path(source), Path(start_from) if start_from else None, data, page, plan)
-
-    from mpdiag.api import ScanOptions
-
-    options = ScanOptions(
-        steps=steps, seed=seed, device=device, verify=verify, verify_steps=verify_steps, seeds=seeds,
-        time_budget_seconds=time_budget, include=include, exclude=exclude, depth=depth, at=at, skip=skip,
-        start_from=start_from, costs=costs, largest_batch=largest_batch or memory_limit is not None,
-        memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
-    )  # fmt: skip
     with interruptible() as interruption:
         diagnosis, stopped = _scan(target, options, data, interruption)
         failure = deliver(diagnosis, stopped, data, page, plan, plotly)

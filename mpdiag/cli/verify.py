@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mpdiag.cli.delivery import attempted, deliver, exit_code
 from mpdiag.cli.files import apart, writable
-from mpdiag.cli.options import how_to_show, how_to_verify, where_to_run
+from mpdiag.cli.options import how_much_again, how_to_show, how_to_verify, where_to_run
 from mpdiag.cli.process import interruptible
 
 
 @click.command(short_help="Finish a saved scan here: train in mixed precision beside FP32.")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN.json")
 @where_to_run
+@how_much_again
 @how_to_verify
 @click.option("--json", "json_path", metavar="PATH",
               help="Write the JSON here instead of into RUN.json; - prints it alone on stdout.")  # fmt: skip
 @how_to_show
 def verify(
-    run: Path, device: str, verify_steps: int, seeds: int, time_budget: float, costs: bool, largest_batch: bool,
-    memory_limit: float | None, json_path: str | None, html_path: Path | None, plotly: str, fail_on: str,
+    run: Path, device: str, verify_steps: int | None, seeds: int | None, time_budget: float, costs: bool,
+    largest_batch: bool, memory_limit: float | None, json_path: str | None, html_path: Path | None, plotly: str,
+    fail_on: str,
 ) -> int:  # fmt: skip
-    """Finish on this machine what RUN.json began elsewhere: the same job, seeds, loss scale and FP32 islands.
+    """Finish on this machine what RUN.json began elsewhere: the same job, seeds, steps, loss scale and FP32 islands.
 
     The target file is looked for where the scan found it, so run it from the same folder. What RUN.json holds of the
     capture stays as it is; the verification in it is replaced. Writes RUN.json and the page beside it.
     """
-    from mpdiag.api import ScanOptions, load
+    from mpdiag.api import load
     from mpdiag.finish import verify_saved
 
     saved = load(run)
@@ -39,13 +42,14 @@ def verify(
     sources = (saved.target.source, saved.target.start_from) if saved.target else ()
     kept = None if data == run.resolve() else run  # with no other place for the JSON, RUN.json is to be replaced
     apart(*(Path(source) for source in sources if source), kept, data, page, plan)
-    options = ScanOptions(
-        device=device, verify_steps=verify_steps, seeds=seeds, time_budget_seconds=time_budget,
-        costs=costs, largest_batch=largest_batch or memory_limit is not None,
-        memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
-    )  # fmt: skip
+    told = {
+        "device": device, "verify_steps": verify_steps, "seeds": seeds, "time_budget_seconds": time_budget,
+        "costs": costs, "largest_batch": largest_batch or memory_limit is not None,
+        "memory_limit_bytes": None if memory_limit is None else int(memory_limit * 1e9),
+    }  # fmt: skip
+    changed: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     with interruptible() as interruption:
-        diagnosis, stopped = attempted(lambda shown: verify_saved(saved, options, **shown), data, interruption)
+        diagnosis, stopped = attempted(lambda shown: verify_saved(saved, **changed, **shown), data, interruption)
         failure = deliver(diagnosis, stopped, data, page, plan, plotly)
     if failure is not None:
         raise failure

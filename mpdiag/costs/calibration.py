@@ -21,6 +21,7 @@ MARGIN = 0.02  # points above the floor at least: GPM's own noise on an H100 rea
 FLOOR_SHARE = 0.5  # and half the floor again: other kernels may light the pipe up more than the bodies do
 CONTRAST = 4  # FP16's reading has to be that many thresholds high, or "above" means little
 IEEE_ERROR = 1e-5  # of a product against FP64: IEEE FP32 is below 1e-6, TF32 with its 10 bits above 1e-4
+CLOCK_FELL = 0.03  # of the clock at the window's beginning: less is two of the steps in which an H100's clock moves
 IEEE_READS_HIGH = 0.1  # an IEEE product on an H100 reads 0.0 and a TF32 one 0.85
 
 RULE = (
@@ -92,7 +93,18 @@ def ceilings(bodies: Sequence[BodyReading], matmul_size: int | None) -> Ceilings
         power_watts={body.body: body.power_watts for body in bodies if body.power_watts is not None},
         limited_by={body.body: body.limited_by for body in bodies if body.limited_by},
         reasons=reasons,
+        window_seconds={body.body: body.seconds for body in bodies if body.seconds},
+        bursts={body.body: told for body in bodies if (told := burst(body)) is not None},
     )
+
+
+def burst(body: BodyReading) -> str | None:
+    """How a body's clock fell while its speed was taken; None where it held, or where NVML does not tell."""
+    first, last = body.first_clock_mhz, body.sm_clock_mhz
+    if body.reason is not None or first is None or last is None or last >= first * (1 - CLOCK_FELL):
+        return None
+    why = f" ({', '.join(body.limited_by)})" if body.limited_by else ""
+    return f"a burst: the clock fell from {first:,} to {last:,} MHz within {body.seconds:.1f} s{why}"
 
 
 def judge_gpm(

@@ -10,10 +10,10 @@ class EnergyUse:
     """Joules a sample of one arm, over windows of steady steps that took turns with the other arms'.
 
     joules_per_sample: mean over the windows, of the whole GPU. interval: its 95 % confidence interval from three
-    windows on, else None. joules_per_sample_above_idle: less what the GPU draws with nothing running; idle_share: the
-    part of the energy that is (0..1). by_window: each window's joules a sample. seconds: of all windows together.
-    clocks_mhz, temperatures_c: lowest and highest seen. throttled: whether heat or a power cap held the clock down,
-    None where NVML does not tell; limited_by names it. reason: why there is no figure.
+    windows on, else None. joules_per_sample_above_idle: less what the GPU draws with nothing running, None for the
+    above_idle_reason; idle_share: the part of the energy that is (0..1). by_window: each window's joules a sample.
+    seconds: of all windows together. clocks_mhz, temperatures_c: lowest and highest seen. throttled: whether heat or a
+    power cap held the clock down, None where NVML does not tell; limited_by names it. reason: why there is no figure.
     """
 
     arm: str
@@ -33,3 +33,4 @@ class EnergyUse:
     throttled: bool | None = None
     limited_by: tuple[str, ...] = ()
     note: str | None = None
+    above_idle_reason: str | None = None

@@ -53,7 +53,7 @@ _CUDA_CORE_PRODUCT = _any(
     r"[dw]grad2d_(alg|grouped_direct)|conv2d_grouped_direct|[dw]grad_(alg\d+_)?engine",
     r"conv_depthwise\dd",
     r"fmha_cutlass[FB]_\w*_sm50",  # before Volta there were no tensor cores
-    r"fmha_cutlass[FB]_f32_\w*_sm7\d",  # CUTLASS emulates FP32 on tensor cores from sm80 on
+    r"fmha_cutlass[FB]_f32_\w*_sm7\d",  # CUTLASS makes FP32 of TF32 products from sm80 on
 )
 
 # namespaces and generators that hold no other products
@@ -82,6 +82,10 @@ _BESIDE = _any(
 
 _SHAPE = r"(884|1688|8816|16816|161616|16832|16864)"  # m, n and k of one tensor-core instruction
 
+# torch's memory-efficient attention in FP32, from sm80 on: CUTLASS makes each FP32 product of three TF32 ones
+# (OpMultiplyAddFastF32; an H100's counters read 3.5 times its FLOPs in TF32: tiles are padded)
+_SPLIT_FP32 = r"fmha_cutlass[FB]_f32_\w*_sm(8|9|1\d)\d"
+
 _YES = _any(
     r"nvjet(?!_(sm\d+_)?sss_(?!tf32))",  # cuBLASLt's generator from sm90 on; FP32 throughout may be anything
     r"tensor_?op",
@@ -94,6 +98,7 @@ _YES = _any(
     r"SM\d+_\d+x\d+x\d+_F\d+",  # CuTe's name of one tensor-core instruction
     r"xmma_(sparse_)?(gemm|fprop|dgrad|wgrad|implicit|warp_specialized)",
     r"fmha_cutlass[FB]_(f16|bf16)_",
+    _SPLIT_FP32,
     r"(?<![a-z])flash_(fwd|bwd)_(kernel|splitkv_kernel|dq_dk_dv|dkv|dq)|FlashAttn(Fwd|Bwd)|FlashAttention(For|Back)ward",
     r"sdpa_sm\d+_flash",  # cuDNN's attention engines are written for tensor cores only
 )
@@ -119,6 +124,11 @@ def tensor_cores(name: str) -> TensorCores:
     if _YES.search(name):
         return TensorCores.YES
     return TensorCores.AMBIGUOUS if _PRODUCT_LIKE.search(name) else TensorCores.UNKNOWN
+
+
+def splits_fp32(name: str) -> bool:
+    """Whether this kernel multiplies FP32 on tensor cores in IEEE's accuracy or nearly: three TF32 products for one."""
+    return re.search(_SPLIT_FP32, name) is not None
 
 
 def purpose(name: str) -> Purpose:

@@ -57,8 +57,10 @@ class KernelTime:
 class WhyNot:
     """One thing that keeps time from tensor cores, and what mending it would give.
 
-    code: a stable word. gain_ms: per step, None where it was neither measured nor has a formula; gain_from says which
-    ("measured" or "formula") or why there is none.
+    code: a stable word. gain_ms: of a step's kernel time, which is none of the step's where the GPU waits for the host
+    (a finding "launch-bound" of the arm); None where it is not known. gain_from: "measured" (products timed alone),
+    "bound" (at most: the traced time of kernels that would go away), "formula" (at most), "arm" (of the step itself:
+    an arm with the remedy was timed), or why there is none.
     """
 
     code: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mpdiag.costs.kernels import ArmKernels, Flops, Ladder, Level
+from mpdiag.costs.kernel_names import TensorCores, splits_fp32
+from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, Ladder, Level
 from mpdiag.costs.tensor_cores import FP32, TF32, CounterEvidence, GpmEvidence
 
 NAMES = {
@@ -22,6 +23,8 @@ NOTABLE = 0.05  # of the kernel time in tensor-core kernels: less may well drown
 NEGLIGIBLE = 0.01  # of the kernel time in names that tell nothing: too little to hold up a "no"
 APART = 0.25  # counted by the hardware against counted by formula: padding and split products explain less
 FOREIGN = 0.1  # of the tensor operations in another type than the arm's: worth a line
+IEEE_ARM = "fp32"  # the baseline, for which TF32 is switched off
+NOT_COUNTED = "only {arms} is counted: every arm takes a process of its own and up to a minute"
 
 
 def ladder_of(
@@ -29,8 +32,17 @@ def ladder_of(
     gpm: GpmEvidence | None = None,
     counters: CounterEvidence | None = None,
     flops: Flops | None = None,
+    counters_reason: str | None = None,
+    gpm_reason: str | None = None,
 ) -> Ladder:
-    """The ladder of one arm from whatever of it was measured. flops: of one step, to hold counters against."""
+    """The ladder of one arm from whatever of it was measured. flops: of one step, to hold counters against.
+
+    counters_reason, gpm_reason: why this arm has none, where it has none.
+    """
+    if counters is None and counters_reason is not None:
+        counters = CounterEvidence("", None, reason=counters_reason)
+    if gpm is None and gpm_reason is not None:
+        gpm = GpmEvidence("", None, None, None, None, None, 0.0, None, gpm_reason)
     levels = (_e1(counters), _e2(counters, kernels), _e3(gpm, kernels), _e4(kernels), _e5(kernels))
     top = next((level for level in levels if level.used is not None), None)
     claim = top.text if top else "not known whether tensor cores ran: no level of evidence gave an answer"
@@ -140,13 +152,56 @@ def _disagreements(
             "more than work without products does"
         )
     arithmetic = kernels.arithmetic if kernels else None
-    if arithmetic == FP32 and any(answers[level] for level in ("E1", "E4")):
+    if kernels is not None and arithmetic == FP32:  # of whose products the formulas count those on CUDA cores too
+        yield from _in_fp32(kernels, [level for level in told if level.used])
+    else:
+        yield from _types(arithmetic, counters)
+        yield from _against_formulas(counters, flops)
+
+
+def _in_fp32(kernels: ArmKernels, told: list[Level]) -> Iterator[str]:
+    """Where an FP32 arm used tensor cores, if any level says that it did."""
+    if not told:
+        return
+    who = f"the {'IEEE ' if kernels.arm == IEEE_ARM else ''}FP32 arm uses tensor cores"
+    yes = kernels.time.by_class.get("yes", 0.0) if kernels.time else 0.0
+    split = _named(kernels.time, split=True)
+    attention = min(yes, sum(split.values()))
+    if attention > 0:
         yield (
-            "the FP32 arm used tensor cores: convolutions or products ran in TF32 (torch's default for convolutions, "
+            f"{who} in: attention ({_first(split)}), {attention:.1%} of its kernel time. That is no fault: torch's "
+            "memory-efficient attention makes each FP32 product of three TF32 ones, which is about as exact"
+        )
+    if yes - attention > NEGLIGIBLE or (yes > 0 and not split):
+        others = _first(_named(kernels.time, split=False)) or "products"
+        yield (
+            f"{who} in: {others}, {yes - attention:.1%} of its kernel time: in TF32 (torch's default for convolutions, "
             "or an override variable)"
         )
-    yield from _types(arithmetic, counters)
-    yield from _against_formulas(counters, flops)
+    if not yes:
+        unclear = kernels.time.by_class.get("ambiguous", 0.0) if kernels.time else 0.0
+        where = f", maybe in the {unclear:.1%} of its kernel time whose names can be either" if unclear else ""
+        yield f"{who} by {told[0].level} ({told[0].name}); no kernel's name shows where{where}"
+
+
+def _named(time: KernelTime | None, split: bool) -> dict[str, float]:
+    """Tensor-core kernels among those with the most time, by name: those of FP32 attention, or all others.
+
+    Shares of the kernel time.
+    """
+    found: dict[str, float] = {}
+    for kernel in time.top if time else ():
+        if time and kernel.tensor_cores == TensorCores.YES and splits_fp32(kernel.name) == split:
+            name = kernel.name.removeprefix("void ").partition("(")[0].partition("<")[0][:60]
+            found[name] = found.get(name, 0.0) + kernel.time_ms / time.total_ms
+    return found
+
+
+def _first(named: dict[str, float]) -> str:
+    """The two with the most time, and how many there are beside them."""
+    names = sorted(named, key=lambda name: -named[name])
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
 
 
 def _types(arithmetic: str | None, counters: CounterEvidence | None) -> Iterator[str]:

@@ -44,7 +44,9 @@ class Costs:
 
     @property
     def shared(self) -> str | None:
-        """Why ratios of time and energy are not to be judged: others used the GPU."""
+        """Why ratios of time and energy are not to be judged: others used the GPU, then or while steps were timed."""
+        if self.timing is not None and self.timing.shared is not None:
+            return self.timing.shared
         return self.sharing.reason if self.sharing is not None and self.sharing.busy else None
 
     @classmethod

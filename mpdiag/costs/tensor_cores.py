@@ -15,9 +15,10 @@ BODIES = (*MATMULS, ELEMENTWISE, COPY)
 class BodyReading:
     """A known piece of work, run on this GPU on the spot.
 
-    tflops: sustained, operations over the second half of its run; gbytes_per_second counts bytes read and written.
-    gpm: NVML GPM's shares 0..1 of the time by name, over the same half. relative_error: of its product against FP64.
-    reason: why it has no speed; gpm_reason: why it has no GPM reading.
+    tflops: operations over a window of `seconds`, after a lead-in; gbytes_per_second counts bytes read and written.
+    gpm: NVML GPM's shares 0..1 of the time by name, over the same window. relative_error: of its product against FP64.
+    first_clock_mhz: as the window began; sm_clock_mhz, power_watts, limited_by: as it ended, still under load. reason:
+    why it has no speed; gpm_reason: why it has no GPM reading.
     """
 
     body: str
@@ -31,6 +32,7 @@ class BodyReading:
     limited_by: tuple[str, ...] | None = None
     reason: str | None = None
     gpm_reason: str | None = None
+    first_clock_mhz: int | None = None
 
     @property
     def tensor_share(self) -> float | None:
@@ -97,11 +99,13 @@ class CounterEvidence:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this GPU sustains now, by the bodies of the calibration: the denominators of every "share of the ceiling".
+    """What this GPU reaches now, by the bodies of the calibration: the denominators of every "share of the ceiling".
 
     tflops: by arithmetic (FP16, BF16, TF32, FP32 is IEEE); copy_gbytes_per_second: bytes read and written.
-    matmul_size: M = N = K. sm_clock_mhz, power_watts, limited_by: by body, where NVML tells. reasons: by arithmetic
-    or "copy", why a figure is missing or not what it seems.
+    matmul_size: M = N = K. seconds: of all windows together; window_seconds: by body. sm_clock_mhz, power_watts,
+    limited_by: by body at the end of its window, where NVML tells. bursts: by body, how the clock still fell within
+    the window, so that longer work is slower. reasons: by arithmetic or "copy", why a figure is missing or not what it
+    seems.
     """
 
     tflops: dict[str, float]
@@ -112,6 +116,8 @@ class Ceilings:
     power_watts: dict[str, float] = field(default_factory=dict)
     limited_by: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    window_seconds: dict[str, float] = field(default_factory=dict)
+    bursts: dict[str, str] = field(default_factory=dict)
 
 
 def share_of_active(gpm: dict[str, float] | None) -> float | None:

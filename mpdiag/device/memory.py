@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from mpdiag.device.nvml import OF_THE_CARD, handles_of
+
 MAX_EVENTS = 1_000_000  # of a recorded step; each takes some hundred bytes, and a step makes some ten thousand
 MARK_BYTES = 379  # an odd size that no tensor has by habit; what looks like a mark and is none is found by counting
 
@@ -70,10 +72,11 @@ class CudaAllocator:
             import pynvml
 
             pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(self.device).uuid)
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}".encode())
-            listed = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        except Exception as error:  # no library, no driver, no permission, a MIG instance
+            handles = handles_of(pynvml, self.device)
+            if handles.is_part and handles.instance is None:
+                return None, f"NVML does not tell: {OF_THE_CARD}"
+            listed = pynvml.nvmlDeviceGetComputeRunningProcesses(handles.instance if handles.is_part else handles.card)
+        except Exception as error:  # no library, no driver, no permission
             return None, f"NVML does not tell: {error}"
         own = next((process.usedGpuMemory for process in listed if process.pid == os.getpid()), None)
         if own is None:

@@ -22,6 +22,16 @@ CLOCK_SM, TEMPERATURE_GPU = 1, 0  # nvml.h: NVML_CLOCK_SM, NVML_TEMPERATURE_GPU
 # nvml.h's bits of the reasons that hold a clock down; idle, application and display clocks are no limits
 LIMITS = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
 
+OF_THE_CARD = "this is a MIG instance, and NVML tells that of the whole card only"
+# what other instances of the card do would be in these; its clock, heat and limits hold for every instance
+WHOLE_CARD = frozenset(
+    {
+        "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit",
+        "nvmlDeviceGetUtilizationRates", "nvmlGpmQueryDeviceSupport", "nvmlGpmSampleGet",
+    }
+)  # fmt: skip
+OF_THE_INSTANCE = frozenset({"nvmlDeviceGetComputeRunningProcesses"})
+
 
 class RefusedError(Exception):
     """NVML has no such figure here; the text says why."""
@@ -55,16 +65,50 @@ def driver_version() -> str | None:
     return str(version.decode() if isinstance(version, bytes) else version)
 
 
+@dataclass(frozen=True)
+class Handles:
+    """NVML's handles of one CUDA device. card: None where a MIG instance does not tell its card.
+
+    instance: of the MIG instance that the device is; None for a whole card, and where only its card was found.
+    is_part: the device is a MIG instance.
+    """
+
+    card: Any
+    instance: Any = None
+    is_part: bool = False
+
+
+def handles_of(library: Any, device: torch.device) -> Handles:
+    """Find a CUDA device in NVML by its UUID. Raises what the library raises.
+
+    In a MIG instance CUDA gives the instance's UUID, which NVML knows as MIG-...; a card is GPU-... What is found as a
+    card in MIG mode is a part of it nevertheless, because such a card computes in its instances only.
+    """
+    uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-").removeprefix("MIG-")
+    with contextlib.suppress(Exception):  # not found: no MIG instance, or an NVML that is older than they are
+        instance = library.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}".encode())
+        card = None
+        with contextlib.suppress(Exception):
+            card = library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance)
+        return Handles(card, instance, is_part=True)
+    card = library.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+    is_part = False
+    with contextlib.suppress(Exception):  # a card without MIG refuses the question
+        is_part = int(library.nvmlDeviceGetMigMode(card)[0]) == 1
+    return Handles(card, None, is_part)
+
+
 class Nvml:
     """NVML's view of one CUDA device, found by UUID because CUDA_VISIBLE_DEVICES renumbers.
 
     own_processes: how many processes of mpdiag hold the device (a parent may, while its child measures); needed only
     where a container hides which of the listed ones they are. unavailable: why nothing can be asked, None if it can.
+    On a MIG instance what NVML tells of the whole card only is refused, since others may use the rest of it.
     """
 
     def __init__(self, device: torch.device, own_processes: int = 1) -> None:
         self._library: Any = None
-        self._handle: Any = None
+        self._handles = Handles(None)
         self._own_processes = own_processes
         self.unavailable: str | None = "NVML is for NVIDIA GPUs; this ran on the CPU"
         if device.type != "cuda":
@@ -73,8 +117,7 @@ class Nvml:
             import pynvml
 
             pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(device).uuid)
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}".encode())
+            self._handles = handles_of(pynvml, device)
         except Exception as error:
             self.unavailable = f"NVML is not available: {error}"
         else:
@@ -84,7 +127,13 @@ class Nvml:
         """Call a function of NVML on the device. Raises RefusedError: "`what`: NVML's words"."""
         if self.unavailable is not None:
             raise RefusedError(self.unavailable)
-        return self.nvml_call(what, function, self._handle, *arguments)
+        handle = self._handles.card
+        if self._handles.is_part:
+            if function in OF_THE_INSTANCE:
+                handle = self._handles.instance
+            if function in WHOLE_CARD or handle is None:
+                raise RefusedError(f"{what}: {OF_THE_CARD}")
+        return self.nvml_call(what, function, handle, *arguments)
 
     def nvml_call(self, what: str, function: str, *arguments: Any) -> Any:
         """Call a function of NVML that takes no device. Raises RefusedError."""

@@ -56,7 +56,7 @@ def open_again(request: dict[str, Any]) -> Again:
     start = job.start(request["seed"], DRAWN)
     batch = largest_batch_of(start)
     if request["samples"] is not None:
-        made = resized(batch, request["samples"])
+        made = resized(batch, request["samples"], start.batch_dim)
         if made.batch is None:
             raise MpdiagError("batch-not-resizable", f"the batch size cannot be changed: {made.reason}", "")
         batch = made.batch

@@ -15,11 +15,14 @@ from mpdiag.device.stopwatch import release_memory, time_block
 from mpdiag.errors import MpdiagError, safe_text
 from mpdiag.measure.again import MOST_SKIPS, Again, open_again, steps_watched
 from mpdiag.measure.resize import resized
+from mpdiag.measure.steady import skips_watched
 from mpdiag.target.batches import samples_in
 from mpdiag.training.session import Session, open_session
 
 STEPS = 3  # the first may take more than the later ones, and the later ones what fragments leave
 TIMED_STEPS = 10
+TIMED_BLOCKS = 3  # of so many steps, until the GradScaler skips none of them: a skipped step is shorter
+SKIPS = f"the GradScaler skipped steps in {TIMED_BLOCKS} blocks of {TIMED_STEPS}"
 LONGER = 2.0  # times the longest trial so far: what the next may take, since its batch is larger
 OUT_OF_MEMORY = "out of memory"
 GIB = 2**30
@@ -52,7 +55,7 @@ def tried(again: Again, card: Card, request: dict[str, Any], began: float) -> di
     """The trials so far, old ones included, with the card they were made on."""
     found = room(card, request["memory_limit_bytes"])
     base = again.start.batches[0]
-    own = samples_in(base)
+    own = samples_in(base, again.start.batch_dim)
     if own is None:
         raise MpdiagError("no-batch-size", "no tensor tells the batch size", "")
     card.limit(found["budget_bytes"])
@@ -62,7 +65,7 @@ def tried(again: Again, card: Card, request: dict[str, Any], began: float) -> di
         with open_session(again.job, again.start, again.precision, again.device) as session:
             ready = True
             while batch is not None and (now := time.monotonic()) - began + LONGER * slowest < request["seconds"]:
-                trials.append(attempt(session, base, batch, card))
+                trials.append(attempt(session, base, batch, card, again.start.batch_dim))
                 if not trials[-1].fits:
                     break  # what a lack of memory leaves behind must not count against the next
                 batch = next_batch(trials, own, found["budget_bytes"])
@@ -75,18 +78,22 @@ def tried(again: Again, card: Card, request: dict[str, Any], began: float) -> di
 
 
 def timed(again: Again, card: Card, request: dict[str, Any]) -> dict[str, Any]:
-    """{trial, step_time_ms}: the batch of the request tried, and where it fits the median of ten steps."""
+    """{trial, step_time_ms, speed_reason}: the batch of the request tried; where it fits, the median of ten steps."""
     card.limit(room(card, request["memory_limit_bytes"])["budget_bytes"])
     samples = request["batch"]
     with open_session(again.job, again.start, again.precision, again.device) as session:
-        trial = attempt(session, again.start.batches[0], samples, card)
+        trial = attempt(session, again.start.batches[0], samples, card, again.start.batch_dim)
         if not trial.fits:
             return {"trial": asdict(trial), "step_time_ms": None}
-        batch = session.place(_resized(again.start.batches[0], samples))
+        batch = session.place(_resized(again.start.batches[0], samples, again.start.batch_dim))
         for _ in range(STEPS):
             session.step(batch)
-        times, _ = time_block(lambda: session.step(batch), TIMED_STEPS, again.device)
-    return {"trial": asdict(trial), "step_time_ms": statistics.median(times)}
+        for _ in range(TIMED_BLOCKS):
+            with skips_watched(session.scaler) as skipped:
+                times, _ = time_block(lambda: session.step(batch), TIMED_STEPS, again.device)
+                if not skipped():
+                    return {"trial": asdict(trial), "step_time_ms": statistics.median(times), "speed_reason": None}
+    return {"trial": asdict(trial), "step_time_ms": None, "speed_reason": SKIPS}
 
 
 def room(card: Card, memory_limit_bytes: int | None) -> dict[str, Any]:
@@ -107,9 +114,9 @@ def room(card: Card, memory_limit_bytes: int | None) -> dict[str, Any]:
     return {"card_bytes": whole, "budget_bytes": budget, "limited": limited, "notes": notes}
 
 
-def attempt(session: Session, base: Any, samples: int, card: Card) -> BatchTrial:
+def attempt(session: Session, base: Any, samples: int, card: Card, dim: int = 0) -> BatchTrial:
     """One trial. Raises MpdiagError where the batch cannot be resized, or fails at its own size for another reason."""
-    wanted = _resized(base, samples)
+    wanted = _resized(base, samples, dim)
     before = card.peaks()
     card.reset_peaks()
     try:
@@ -119,7 +126,7 @@ def attempt(session: Session, base: Any, samples: int, card: Card) -> BatchTrial
     except Exception as error:
         if _lacks_memory(error):
             return BatchTrial(samples, False, None, OUT_OF_MEMORY)
-        if samples == samples_in(base):
+        if samples == samples_in(base, dim):
             raise
         message = error.message if isinstance(error, MpdiagError) else f"{type(error).__name__}: {safe_text(error)}"
         return BatchTrial(samples, False, None, message)
@@ -152,10 +159,10 @@ def _run(session: Session, wanted: Any) -> None:
         session.model.train()
 
 
-def _resized(base: Any, samples: int) -> Any:
-    if samples == samples_in(base):
+def _resized(base: Any, samples: int, dim: int) -> Any:
+    if samples == samples_in(base, dim):
         return base
-    made = resized(base, samples)
+    made = resized(base, samples, dim)
     if made.batch is None:
         raise MpdiagError("batch-not-resizable", f"the batch size cannot be changed: {made.reason}", "")
     return made.batch

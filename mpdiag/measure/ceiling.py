@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from mpdiag.costs.calibration import calibrate, ceilings
-from mpdiag.costs.tensor_cores import BODIES, BodyReading, Calibration, Ceilings
+from mpdiag.costs.tensor_cores import BODIES, MATMULS, BodyReading, Calibration, Ceilings
 from mpdiag.device.block import Block, read_block
 from mpdiag.device.bodies import matmul_size, ready_body, unsupported
 from mpdiag.device.gpm import MIN_GPM_SECONDS
@@ -17,7 +17,9 @@ from mpdiag.errors import safe_text
 
 NEEDS_GPU = "needs a CUDA GPU"
 NO_ROOM = "the GPU's memory has no room for it"
-SECONDS = 1.0  # a body: half of it warms up, and GPM takes more than 0.2 s
+SECONDS = 8.0  # all six bodies: 1.1 s of each product and 0.3 s of the others are counted
+PRODUCT_SHARE, OTHER_SHARE = 0.2, 0.07  # of that, a body: a product is what the power limit slows down; the rest loads
+LEAD_IN_SHARE = 0.3  # of a body's own: in the first tenths the clock falls deeper than it stays
 
 
 def measure_ceilings(
@@ -26,10 +28,12 @@ def measure_ceilings(
     names: Sequence[str] = BODIES,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Ceilings, Calibration]:
-    """Run every body for about `seconds` and give this GPU's ceilings and the calibration of its counters.
+    """Run the bodies, `seconds` for all six, and give this GPU's ceilings and the calibration of its counters.
 
-    Nothing raises: a body that does not fit, is not supported or fails has its reason. With another process on the GPU
-    every reading has that reason instead of a number.
+    A product has a fifth of `seconds`, its lead-in included: a second under load, not the minutes that a training
+    takes, so a speed comes with its window and its clock, and is called a burst where the clock still fell. Nothing
+    raises: a body that does not fit, is not supported or fails has its reason. With another process on the GPU every
+    reading has that reason instead of a number.
     """
     if device.type != "cuda":
         bodies = tuple(BodyReading(name, 0.0, reason=NEEDS_GPU, gpm_reason=NEEDS_GPU) for name in names)
@@ -49,10 +53,11 @@ def _one_body(name: str, size: int | None, nvml: Nvml, device: torch.device, sec
     reason = NO_ROOM if size is None else unsupported(name, device)
     if reason is not None or size is None:
         return BodyReading(name, 0.0, reason=reason, gpm_reason=reason)
-    half = max(seconds / 2, MIN_GPM_SECONDS * 1.25)
+    own = seconds * (PRODUCT_SHARE if name in MATMULS else OTHER_SHARE)
+    window = max(own * (1 - LEAD_IN_SHARE), MIN_GPM_SECONDS * 1.25)
     try:
         with ready_body(name, size, device) as body:
-            block = read_block(nvml, body.step, half, device, lead_in_seconds=half)
+            block = read_block(nvml, body.step, window, device, lead_in_seconds=own * LEAD_IN_SHARE)
     except torch.OutOfMemoryError:
         return BodyReading(name, 0.0, reason=NO_ROOM, gpm_reason=NO_ROOM)
     except RuntimeError as error:  # a driver or a library that refuses one arithmetic must not end the rest
@@ -66,6 +71,7 @@ def body_reading(
 ) -> BodyReading:
     """The record of a body's block. operations and moved_bytes are of one step."""
     reading, state = block.reading, block.reading.states[-1]
+    first = block.reading.states[0]
     shared = f"{reading.others} other process(es) used this GPU meanwhile" if reading.others else None
     rate = None if shared else block.steps / block.device_seconds
     return BodyReading(
@@ -78,6 +84,7 @@ def body_reading(
         sm_clock_mhz=state.sm_clock_mhz,
         power_watts=state.power_watts,
         limited_by=state.limited_by,
+        first_clock_mhz=first.sm_clock_mhz,
         reason=shared,
         gpm_reason=shared or (reading.reasons.get("tensor_core") if reading.gpm is None else None),
     )

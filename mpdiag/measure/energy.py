@@ -12,17 +12,19 @@ import torch
 
 from mpdiag.costs.calibration import judge_gpm
 from mpdiag.costs.energy import EnergyUse
-from mpdiag.costs.gpu import GpuSharing
+from mpdiag.costs.gpu import GpuSharing, states_seen
 from mpdiag.costs.tensor_cores import Calibration, GpmEvidence
 from mpdiag.device.block import Block, Rest, read_block
 from mpdiag.device.nvml import ENERGY_TICK_SECONDS, Nvml
 from mpdiag.errors import MpdiagError
 from mpdiag.measure.sharing import NEEDS_GPU, look_for_others
 from mpdiag.measure.steady import SteadyRun
+from mpdiag.measure.turns import turns_of
 
 SECONDS = 5.0  # a window: NVML's sensor looks at a quarter of the time only (arXiv 2312.02741), so longer is surer
 ROUNDS = 3  # the fewest that give an interval
 CONFIDENCE = 0.95
+LEAST_ABOVE_IDLE = 0.1  # of the energy: below it, a few watts more or less at rest would be most of the difference
 BATCH_UNKNOWN = "the batch size is not known"
 
 Ready = Callable[[str], AbstractContextManager[SteadyRun]]
@@ -56,7 +58,7 @@ def windows_of_arms(
     rounds: int = ROUNDS,
     report: Report = lambda line: None,
 ) -> ArmWindows:
-    """The GPU at rest first, then `rounds` windows of every arm in rotating order. `ready` gives an arm, warm.
+    """The GPU at rest first, then `rounds` windows of every arm in balanced order. `ready` gives an arm, warm.
 
     An arm whose code raises has no more windows. On a CPU nothing runs.
     """
@@ -67,18 +69,17 @@ def windows_of_arms(
     if rest is None:
         return ArmWindows(found, samples, sharing, failures, NEEDS_GPU)
     nvml = Nvml(device)
-    for index in range(rounds):
-        shift = index % len(names)  # a Latin square: every arm comes at every place
-        for name in (*names[shift:], *names[:shift]):
+    for index, turns in enumerate(turns_of(names, rounds)):
+        for name in turns:
             if name in failures:
                 continue
             report(f"read the energy of {name}, round {index + 1} of {rounds}")
             try:
                 with ready(name) as run, run.in_force_again() as step:
                     samples[name] = run.samples
-                    before = run.loss_scale
-                    block = read_block(nvml, step, seconds_per_window, device, _tick(rest))
-                    found[name].append(ArmWindow(block, run.loss_scale < before))
+                    with run.skips_watched() as skipped:
+                        block = read_block(nvml, step, seconds_per_window, device, _tick(rest))
+                        found[name].append(ArmWindow(block, skipped()))
             except MpdiagError as error:
                 failures[name] = error.message
     return ArmWindows(found, samples, sharing, failures)
@@ -144,21 +145,21 @@ def _energy(name: str, windows: ArmWindows) -> EnergyUse:
     if reason is None and not batch:
         reason = BATCH_UNKNOWN
     if reason is not None or not batch:
-        return EnergyUse(name, None, None, None, len(blocks), seconds, idle, reason)
+        return EnergyUse(name, None, None, None, len(blocks), seconds, idle, reason, above_idle_reason=reason)
     joules = [block.reading.energy_joules or 0.0 for block in measured]
     each = [energy / (block.steps * batch) for energy, block in zip(joules, measured, strict=True)]
     seconds = sum(block.reading.seconds for block in measured)
     steps = sum(block.steps for block in measured)
     resting = None if idle is None else min(1.0, idle * seconds / sum(joules))
     mean = statistics.fmean(each)
-    states = [state for block in measured for state in block.reading.states]
-    limits = [state.limited_by for state in states if state.limited_by is not None]
+    untold = _why_not_above_idle(len(measured), idle, resting)
+    gpu = states_seen([state for block in measured for state in block.reading.states])
     skipped = sum(window.skipped for window in windows.arms[name])
     return EnergyUse(
         arm=name,
         joules_per_sample=mean,
         interval=interval_of_mean(each),
-        joules_per_sample_above_idle=None if resting is None else mean * (1 - resting),
+        joules_per_sample_above_idle=None if untold is not None or resting is None else mean * (1 - resting),
         windows=len(measured),
         seconds=seconds,
         idle_watts=idle,
@@ -166,12 +167,28 @@ def _energy(name: str, windows: ArmWindows) -> EnergyUse:
         watts=sum(joules) / seconds,
         samples=steps * batch,
         by_window=tuple(each),
-        clocks_mhz=_range([state.sm_clock_mhz for state in states]),
-        temperatures_c=_range([state.temperature_c for state in states]),
-        throttled=any(limits) if limits else None,
-        limited_by=tuple(sorted({name for limit in limits for name in limit})),
+        clocks_mhz=gpu.clocks_mhz,
+        temperatures_c=gpu.temperatures_c,
+        throttled=gpu.throttled,
+        limited_by=gpu.limited_by,
         note=f"steps were skipped in {skipped} of the windows; a skipped step takes less" if skipped else None,
+        above_idle_reason=untold,
     )
+
+
+def _why_not_above_idle(windows: int, idle_watts: float | None, resting: float | None) -> str | None:
+    """Why the energy above idle is not told: it is a difference from one reading of the idle GPU."""
+    if idle_watts is None or resting is None:
+        return "what the GPU draws at rest was not measured"
+    if windows < ROUNDS:
+        count = f"{windows} window{'' if windows == 1 else 's'}"
+        return f"{count} an arm: its error is not known, it takes {ROUNDS}"
+    if 1 - resting < LEAST_ABOVE_IDLE:
+        return (
+            f"only {1 - resting:.1%} of the energy is above the {idle_watts:.0f} W at rest, which was read once and is "
+            "not as exact"
+        )
+    return None
 
 
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
@@ -183,8 +200,3 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
     return mean - half, mean + half
-
-
-def _range(values: Sequence[int | None]) -> tuple[int, int] | None:
-    known = [value for value in values if value is not None]
-    return (min(known), max(known)) if known else None

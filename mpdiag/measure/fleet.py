@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -16,7 +17,6 @@ from mpdiag.target import Job, Start
 from mpdiag.training.precision import Precision
 
 PACE_STEPS = 3  # to plan blocks with, after the warm-up
-SETTLE_FRESH = 3  # a fresh model's first steps choose algorithms and allocate
 
 Report = Callable[[str], None]
 
@@ -32,13 +32,15 @@ class ArmsTooLargeError(Exception):
 class Fleet:
     """The arms of a comparison. Made by `open_fleet`.
 
-    step_seconds: each usable arm's pace. failures: what the code of the others raised. resident: all are in memory.
+    step_seconds: each usable arm's pace. ready_seconds: what building and warming it up for a block takes, where it is
+    not kept in memory. failures: what the code of the others raised. resident: all are in memory.
     """
 
     def __init__(self, job: Job, start: Start, arms: dict[str, Precision], device: torch.device) -> None:
         self.job, self.start, self.arms, self.device = job, start, arms, device
         self.runs: dict[str, SteadyRun] = {}
         self.step_seconds: dict[str, float] = {}
+        self.ready_seconds: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.samples: int | None = None
         self.resident = True
@@ -50,11 +52,11 @@ class Fleet:
 
     @contextmanager
     def ready(self, name: str) -> Iterator[SteadyRun]:
-        """An arm for a block of steps, warm."""
+        """An arm for a block of steps, warm: after as many steps whether it was in memory or is built for the block."""
         if self.resident:
             yield self.runs[name]
             return
-        with steady_run(self.job, self.start, self.arms[name], self.device, SETTLE_FRESH) as run:
+        with steady_run(self.job, self.start, self.arms[name], self.device, WARMUP_STEPS) as run:
             yield run
         del run
         release_memory()
@@ -88,9 +90,11 @@ class Fleet:
         for name in self.arms:
             report(f"warm up {name}, alone on the device")
             release_memory()
+            began = time.perf_counter()
             try:
                 with self.ready(name) as run:
                     self._learn(name, run)
+                self.ready_seconds[name] = time.perf_counter() - began
             except MpdiagError as error:
                 if error.slug == "out-of-memory":
                     return name

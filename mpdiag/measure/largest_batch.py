@@ -38,7 +38,7 @@ def find_largest_batch(
 
     What could not be found has its reason in the record; a search that was cut says "at least".
     """
-    search = _Search(arm or precision.name, precision, report)
+    search = _Search(arm or precision.name, precision, seconds, report)
     reason = cannot_start_again(job, device)
     if reason is not None:
         return LargestBatch.absent(search.arm, precision.name, reason)
@@ -50,8 +50,9 @@ def find_largest_batch(
 class _Search:
     """One arm's search in the making."""
 
-    def __init__(self, arm: str, precision: Precision, report: Report) -> None:
+    def __init__(self, arm: str, precision: Precision, seconds: float, report: Report) -> None:
         self.arm, self._precision, self._report = arm, precision, report
+        self._out_of_time = f"the {seconds:.0f} s for the search were used up, a longer --time-budget gives it more"
         self.trials: list[BatchTrial] = []
         self.card: dict[str, Any] = {}
         self.cut: str | None = None
@@ -70,7 +71,7 @@ class _Search:
         while self.cut is None and (wanted := self._next()) is not None:
             left = until - time.monotonic()
             if left < LEAST_SECONDS:
-                self.cut = "the time for the search was used up"
+                self.cut = self._out_of_time
                 return
             self._report(f"largest batch, {self.arm}: try {wanted or 'the own batch'}")
             known = {"trials": [asdict(trial) for trial in self.trials], "seconds": left - GRACE_SECONDS}
@@ -82,7 +83,7 @@ class _Search:
             self.trials = [BatchTrial(**trial) for trial in reply.value.pop("trials")]
             self.card = reply.value
             if len(self.trials) == before:
-                self.cut = "the time for the search was used up"
+                self.cut = self._out_of_time
 
     def _next(self) -> int | None:
         """The batch to try; 0 while the job's own is not known yet."""
@@ -94,7 +95,7 @@ class _Search:
         """Whether the batch stands: tried again in a fresh process and timed, or no time left for that."""
         left = until - time.monotonic()
         if left < LEAST_SECONDS:
-            self.speed_reason = "no time was left to measure the speed"
+            self.speed_reason = f"no time was left to measure the speed: {self._out_of_time}"
             return True
         self._report(f"largest batch, {self.arm}: time {batch}")
         reply = in_child(SPEED, request | {"batch": batch}, left)
@@ -103,7 +104,7 @@ class _Search:
             return True
         trial = BatchTrial(**reply.value["trial"])
         if trial.fits:
-            self.step_time_ms = reply.value["step_time_ms"]
+            self.step_time_ms, self.speed_reason = reply.value["step_time_ms"], reply.value.get("speed_reason")
             return True
         self.trials = [each for each in self.trials if each.batch != batch] + [trial]
         return False

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from mpdiag.target import Start
-from mpdiag.target.batches import bytes_of, map_tensors, samples_in
+from mpdiag.target.batches import bytes_of, map_tensors, sample_axis, samples_in
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class Resized:
     reason: str | None = None
 
 
-def resized(batch: Any, samples: int) -> Resized:
-    """The batch with `samples` samples (at least 1): every tensor and array whose first dimension is the batch size.
+def resized(batch: Any, samples: int, dim: int = 0) -> Resized:
+    """The batch with `samples` samples (at least 1): every tensor and array whose dimension `dim` is the batch size.
 
-    What has another first dimension is left as it is. Repeated samples take as much memory and time as new ones.
+    What has another size there is left as it is; what has fewer dimensions counts samples in its first. Repeated
+    samples take as much memory and time as new ones.
     """
-    own = samples_in(batch)
+    own = samples_in(batch, dim)
     if not own:
         return Resized(None, "no tensor tells the batch size")
     reason = next(filter(None, (_refusal(leaf) for leaf in _leaves(batch))), None)
@@ -37,11 +38,13 @@ def resized(batch: Any, samples: int) -> Resized:
     order = torch.arange(samples) % own
 
     def of_tensor(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[order.to(tensor.device)] if tensor.dim() and tensor.shape[0] == own else tensor
+        axis = sample_axis(tensor.shape, own, dim)
+        return tensor if axis is None else tensor[(slice(None),) * axis + (order.to(tensor.device),)]
 
     def of_leaf(leaf: Any) -> Any:
         if isinstance(leaf, np.ndarray):
-            return leaf[order.numpy()] if leaf.ndim and leaf.shape[0] == own else leaf.copy()
+            axis = sample_axis(leaf.shape, own, dim)
+            return leaf.copy() if axis is None else np.take(leaf, order.numpy(), axis)
         return map_tensors(of_tensor, leaf)
 
     return Resized(pytree.tree_map(of_leaf, batch, is_leaf=_is_packed))
@@ -51,8 +54,8 @@ def halved(start: Start) -> Start | None:
     """The start with half the samples in every batch; None where one cannot be halved."""
     batches = []
     for batch in start.batches:
-        own = samples_in(batch)
-        made = resized(batch, own // 2) if own and own > 1 else Resized(None)
+        own = samples_in(batch, start.batch_dim)
+        made = resized(batch, own // 2, start.batch_dim) if own and own > 1 else Resized(None)
         if made.batch is None:
             return None
         batches.append(made.batch)

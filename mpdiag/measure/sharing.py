@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mpdiag.costs.gpu import GpuSharing
@@ -10,23 +12,27 @@ from mpdiag.device.nvml import Nvml
 
 NEEDS_GPU = "needs a CUDA GPU"
 REST_SECONDS = 2.5  # the energy counter moves 25 times, 20 of which make an idle power
+SHORT_REST_SECONDS = 0.5  # enough to see work (GPM reads nothing under 0.1 s), too short for an idle power
 ACTIVE_ABOVE = 0.02  # of the time, by GPM: a GPU at rest reads 0.000
 UTILIZED_ABOVE = 0.05  # by nvmlDeviceGetUtilizationRates, which counts whole percents of up to a second
+BEFORE, AFTER = "before this run", "while steps were timed"
 RULE = "busy: something ran in more than 2 % of the time (5 % by utilisation), while this process ran nothing"
 
 
-def look_for_others(device: torch.device, seconds: float = REST_SECONDS) -> tuple[GpuSharing, Rest | None]:
+def look_for_others(
+    device: torch.device, seconds: float = REST_SECONDS, when: str = BEFORE
+) -> tuple[GpuSharing, Rest | None]:
     """Let the device rest for `seconds` and say who else uses it; with the rest itself, for idle power.
 
-    The caller's own work must be over, other threads' too.
+    The caller's own work must be over, other threads' too. when: relative to what is measured, for the reason.
     """
     if device.type != "cuda":
         return GpuSharing(None, None, None, 0.0, RULE, NEEDS_GPU), None
     rest = watch_rest(Nvml(device), device, seconds)
-    return sharing_from(rest), rest
+    return sharing_from(rest, when), rest
 
 
-def sharing_from(rest: Rest) -> GpuSharing:
+def sharing_from(rest: Rest, when: str = BEFORE) -> GpuSharing:
     """The record of a rest."""
     reading = rest.reading
     gpm = reading.gpm or {}
@@ -35,7 +41,7 @@ def sharing_from(rest: Rest) -> GpuSharing:
     busy = None if active is None else active > (ACTIVE_ABOVE if by_gpm is not None else UTILIZED_ABOVE)
     reason = None
     if busy:
-        reason = f"the GPU was busy with other work before this run: active {active:.0%} of the time"
+        reason = f"the GPU was busy with other work {when}: active {active:.0%} of the time"
     elif reading.others:
         reason = f"{reading.others} other process(es) hold this GPU"
     elif busy is None:
@@ -53,5 +59,5 @@ def sharing_from(rest: Rest) -> GpuSharing:
         reason=reason,
         tensor_share=gpm.get("any_tensor"),
         idle_watts=watts,
-        state=reading.states[0] if reading.states else None,
+        state=replace(reading.states[0], power_watts=None) if reading.states else None,  # it averages the work before
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import cycle, islice
 from typing import Any
 
@@ -15,6 +15,7 @@ from mpdiag.training.precision import Precision, in_force
 from mpdiag.training.session import Session, build_session
 
 ON_DEVICE_BATCHES = 8  # distinct batches rotated through a timed run; more would only fill memory
+LARGEST_SCALE = torch.finfo(torch.float32).max  # a GradScaler does not grow beyond it
 
 
 class SteadyRun:
@@ -23,9 +24,9 @@ class SteadyRun:
     samples: the batch size, None where no tensor tells it. batches: those on the device.
     """
 
-    def __init__(self, session: Session, batches: list[Any]) -> None:
+    def __init__(self, session: Session, batches: list[Any], batch_dim: int = 0) -> None:
         self.session = session
-        self.samples = samples_in(batches[0])
+        self.samples = samples_in(batches[0], batch_dim)
         self.batches = batches
         self._batches = cycle(batches)
 
@@ -33,10 +34,9 @@ class SteadyRun:
         """One iteration; only for inside `in_force_again`."""
         self.session.step(next(self._batches))
 
-    @property
-    def loss_scale(self) -> float:
-        """The scaler's present scale (synchronizes); 1 without a scaler. It falls where a step was skipped."""
-        return 1.0 if self.session.scaler is None else self.session.scaler.get_scale()
+    def skips_watched(self) -> AbstractContextManager[Callable[[], bool]]:
+        """`skips_watched` of this run's scaler; for around a block of steps."""
+        return skips_watched(self.session.scaler)
 
     @contextmanager
     def in_force_again(self) -> Iterator[Callable[[], None]]:
@@ -55,7 +55,46 @@ def steady_run(
         with in_force(precision, device) as region:
             session = stack.enter_context(build_session(job, start, precision, device, region))
             placed = [session.place(batch) for batch in islice(start.batches, ON_DEVICE_BATCHES)]
-            run = SteadyRun(session, placed)
+            run = SteadyRun(session, placed, start.batch_dim)
             for _ in range(warmup_steps):
                 run.step()
         yield run
+
+
+@contextmanager
+def skips_watched(scaler: torch.amp.GradScaler | None) -> Iterator[Callable[[], bool]]:
+    """Yields a function: has the scaler skipped a step since? It synchronizes, as does the beginning; steps do not.
+
+    Compared is what the scaler's scale and count of steps would be had none been skipped. The scale alone cannot
+    tell: where it grows and falls again it ends where it began. The optimizers cannot either: a fused one is called
+    for every step and skips inside its kernel.
+    """
+    if scaler is None or not scaler.is_enabled():
+        yield lambda: False
+        return
+    before, updates, update = scaler.state_dict(), 0, scaler.update
+
+    def counted(*given: Any) -> None:
+        nonlocal updates
+        updates += 1
+        update(*given)
+
+    def skipped() -> bool:
+        after = scaler.state_dict()
+        return (after["scale"], after["_growth_tracker"]) != _unskipped(before, updates)
+
+    scaler.update = counted  # type: ignore[method-assign, assignment] # for this block only
+    try:
+        yield skipped
+    finally:
+        del scaler.update  # the class's own is back
+
+
+def _unskipped(state: dict[str, Any], updates: int) -> tuple[float, int]:
+    """(scale, steps since it last changed) of a scaler after so many updates, none of them for a skipped step."""
+    scale, since = state["scale"], state["_growth_tracker"] + updates
+    grown, since = divmod(since, state["growth_interval"])
+    for _ in range(grown):
+        if scale * state["growth_factor"] <= LARGEST_SCALE:
+            scale *= state["growth_factor"]
+    return scale, since

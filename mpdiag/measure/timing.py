@@ -1,6 +1,6 @@
 """Step times of several arms, in blocks that take turns, so that clocks and heat drift under all of them alike.
 
-Warm-up, short blocks in rotating order, one figure a block, and the baseline against itself: repetition at the level
+Warm-up, short blocks in a balanced order, one figure a block, and the baseline against itself: repetition at the level
 where the noise is (Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013).
 """
 
@@ -9,12 +9,19 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
+from mpdiag.costs.gpu import GpuSharing, GpuState, states_seen
 from mpdiag.costs.timing import ArmTime, Timing
+from mpdiag.device.nvml import Nvml
 from mpdiag.device.stopwatch import time_block
 from mpdiag.errors import MpdiagError
 from mpdiag.measure.fleet import Fleet
+from mpdiag.measure.sharing import AFTER, SHORT_REST_SECONDS, look_for_others
+from mpdiag.measure.turns import turns_of
 from mpdiag.training.precision import Precision
 
 BLOCK_SECONDS = 0.25  # long against an event's half microsecond, short against the seconds in which clocks drift
@@ -35,23 +42,34 @@ class _Blocks:
     medians_ms: list[float | None] = field(default_factory=list)
     times_ms: list[float] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
+    states: list[GpuState] = field(default_factory=list)
     skipped: int = 0
     reason: str | None = None
 
 
 def time_arms(fleet: Fleet, seconds: float) -> Timing:
-    """Time every usable arm of a fleet for about `seconds` in all; an arm that fails has its error as the reason."""
+    """Time every usable arm of a fleet for about `seconds` in all; an arm that fails has its error as the reason.
+
+    On a CUDA device, what NVML says is kept: who else used it before and meanwhile, and each arm's clock and heat.
+    """
     began = time.perf_counter()
+    nvml = Nvml(fleet.device)
+    sharing, _ = look_for_others(fleet.device, SHORT_REST_SECONDS)
     usable = fleet.usable
     turns = [*usable, CONTROL]
     lengths = {name: _block_steps(fleet.step_seconds[name]) for name in usable}
-    rounds = _rounds(lengths, fleet.step_seconds, usable[0], seconds)
+    left = seconds - (time.perf_counter() - began)
+    order = turns_of(turns, _rounds(lengths, fleet.step_seconds, usable[0], left, fleet.ready_seconds))
     found = {name: _Blocks() for name in turns}
-    for index in range(rounds):
-        shift = index % len(turns)  # a Latin square: every arm comes at every place
-        for turn in turns[shift:] + turns[:shift]:
+    others: list[int] = []
+    for turns_now in order:
+        for turn in turns_now:
             name = usable[0] if turn == CONTROL else turn
-            _one_block(fleet, name, lengths[name], found[turn])
+            _one_block(fleet, name, lengths[name], found[turn], nvml)
+        listed = nvml.processes()
+        if listed is not None:
+            others.append(len(listed))
+    rounds = len(order)
     records = []
     for name, precision in fleet.arms.items():
         blocks = found.get(name) or _Blocks(reason=fleet.failures[name])
@@ -64,19 +82,37 @@ def time_arms(fleet: Fleet, seconds: float) -> Timing:
         resident=fleet.resident,
         seconds=round(time.perf_counter() - began, 3),
         notes=() if fleet.resident else (NOT_RESIDENT,),
+        order=order,
+        sharing=_sharing_after(fleet.device, sharing),
+        others=max(others, default=None),
     )
+
+
+def _sharing_after(device: torch.device, before: GpuSharing) -> GpuSharing:
+    """Who else used the device: who was there and idle, or could not be listed, may have begun to work meanwhile."""
+    if device.type != "cuda" or before.busy or before.processes == 0:
+        return before
+    after, _ = look_for_others(device, SHORT_REST_SECONDS, AFTER)
+    return after if after.busy else before
 
 
 def _block_steps(step_seconds: float) -> int:
     return min(MAX_BLOCK_STEPS, max(MIN_BLOCK_STEPS, math.ceil(BLOCK_SECONDS / step_seconds)))
 
 
-def _rounds(lengths: dict[str, int], step_seconds: dict[str, float], baseline: str, seconds: float) -> int:
+def _rounds(
+    lengths: dict[str, int],
+    step_seconds: dict[str, float],
+    baseline: str,
+    seconds: float,
+    ready_seconds: Mapping[str, float],
+) -> int:
     """How many rounds fit; where few do, the blocks in `lengths` are shortened first."""
 
     def fit() -> int:
         turns = [*lengths, baseline]
-        return int(seconds / sum((lengths[name] + SETTLE_STEPS) * step_seconds[name] for name in turns))
+        each = [(lengths[n] + SETTLE_STEPS) * step_seconds[n] + ready_seconds.get(n, 0.0) for n in turns]
+        return max(0, int(seconds / sum(each)))
 
     if fit() < GOOD_ROUNDS:
         share = max(fit(), 1) / GOOD_ROUNDS
@@ -85,7 +121,7 @@ def _rounds(lengths: dict[str, int], step_seconds: dict[str, float], baseline: s
     return min(MAX_ROUNDS, max(MIN_ROUNDS, fit()))
 
 
-def _one_block(fleet: Fleet, name: str, steps: int, found: _Blocks) -> None:
+def _one_block(fleet: Fleet, name: str, steps: int, found: _Blocks, nvml: Nvml) -> None:
     """One block of an arm; a block with a skipped step is taken again, and lost where that keeps happening."""
     if found.reason is not None:
         found.medians_ms.append(None)
@@ -95,14 +131,17 @@ def _one_block(fleet: Fleet, name: str, steps: int, found: _Blocks) -> None:
             for _ in range(RETRIES + 1):
                 for _ in range(SETTLE_STEPS):
                     step()
-                before = run.loss_scale
-                times, wall = time_block(step, steps, fleet.device)
-                if run.loss_scale >= before:
-                    break
+                with run.skips_watched() as skipped:
+                    times, wall = time_block(step, steps, fleet.device)
+                    if not skipped():
+                        break
                 found.skipped += 1
             else:
                 found.medians_ms.append(None)
                 return
+            if nvml.unavailable is None:
+                step()  # clocks fall and limits end when work does
+                found.states.append(nvml.state())
     except MpdiagError as error:
         found.reason = error.message
         found.medians_ms.append(None)
@@ -117,15 +156,20 @@ def _record(name: str, precision: Precision, found: _Blocks, rounds: int) -> Arm
         lost = f"the GradScaler skipped steps in all {rounds} blocks" if found.skipped else "no block was timed"
         reason = found.reason or lost
         return ArmTime(name, precision.name, None, None, None, tuple(found.medians_ms), 0, found.skipped, reason)
-    low, middle, high = statistics.quantiles(found.times_ms, n=4)
+    low, _, high = statistics.quantiles(found.times_ms, n=4)
+    gpu = states_seen(found.states)
     return ArmTime(
         arm=name,
         precision=precision.name,
-        step_time_ms=middle,
+        step_time_ms=statistics.geometric_mean(ms for ms in found.medians_ms if ms is not None),
         iqr_ms=(low, high),
         wall_ms=statistics.fmean(found.wall_ms),
         block_medians_ms=tuple(found.medians_ms),
         steps=len(found.times_ms),
         skipped_blocks=found.skipped,
         reason=found.reason,
+        clocks_mhz=gpu.clocks_mhz,
+        temperatures_c=gpu.temperatures_c,
+        throttled=gpu.throttled,
+        limited_by=gpu.limited_by,
     )

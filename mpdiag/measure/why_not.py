@@ -1,8 +1,8 @@
 """Why a layer's time is not on tensor cores, or slower there than it need be; and what mending it gives. No torch.
 
-A gain is in ms of a step and is measured (kernels timed alone, or the traced time that would go away) or by formula;
-what is neither has no number, and says so. Triggers and remedies follow NVIDIA's matrix multiplication guide and
-what users of PyTorch reported; below its trigger nothing is said.
+A gain is in ms of a step's kernel time: measured (products timed alone), or a bound (the traced time of kernels that
+would go away); what is neither has no number, and says so. Triggers and remedies follow NVIDIA's matrix multiplication
+guide and what users of PyTorch reported; below its trigger nothing is said.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from mpdiag.measure.products import Product, product_of
 from mpdiag.measure.trace_events import TracedKernel
 
 MEASURED, FORMULA = "measured", "formula"
+BOUND = "bound"  # at most: the traced time of kernels, all of which would have to go away
+BY_ARM = "arm"  # of the step itself, not of kernel time: an arm with the remedy was timed beside this one
+LAYOUT = "nchw-transposes"
 WORTH = 0.02  # of the kernel time: less is not worth a change in the model
 FASTER = 1.05  # alone over padded: below it, padding gives nothing that would not be noise
 FEW_CHANNELS = 8  # one 16-byte load of a 16-bit type: cuDNN pads to it by itself
@@ -196,11 +199,11 @@ def _transposes(kernels: Sequence[TracedKernel], total_us: float, steps: int) ->
     if time < WORTH * own or time < WORTH * total_us / 10:  # a step has dozens of convolutions: each has a small part
         return None
     return WhyNot(
-        "nchw-transposes",
+        LAYOUT,
         f"cuDNN turns NCHW into NHWC and back: {time / own:.0%} of its time",
         "model.to(memory_format=torch.channels_last), and the inputs too; then measure again",
         time / steps / 1000,
-        MEASURED,
+        BOUND,
     )
 
 

@@ -19,6 +19,32 @@ def verdict_in_words(comparison: Comparison) -> str:
     return comparison.verdict.replace("-", " ")
 
 
+def standing(comparison: Comparison) -> int:
+    """How much a comparison shows: 0 for worse, 1 undecided, 2 not worse, 3 equivalent or better. An arm has its least.
+
+    The same order as that of the verdict on the whole run.
+    """
+    if comparison.verdict in ("equivalent", "better"):
+        return 3
+    if comparison.verdict == "worse":
+        return 0
+    return 2 if comparison.test is not None and comparison.test.noninferior else 1
+
+
+def repeat_sentence(diagnosis: Diagnosis) -> str | None:
+    """Whether FP32 repeats itself from one seed, by the self-test's two plain runs; None where none were compared."""
+    test = diagnosis.capture.selftest if diagnosis.capture else None
+    if test is None or test.control is None:
+        return None
+    steps = f"{test.steps} steps" if test.steps != 1 else "1 step"
+    if test.control == 0:
+        return f"FP32 twice from one seed is equal to the bit after {steps} (self-test), so a pair differs by precision"
+    return (
+        f"FP32 twice from one seed differs by up to {test.control:.2g} after {steps} (self-test: in a loss, gradient "
+        "or weight), so a part of each pair's difference is not the precision's"
+    )
+
+
 def control_sentences(diagnosis: Diagnosis) -> list[str]:
     """One sentence a control, and what follows where none of them failed. Empty without a verification."""
     run = diagnosis.verification

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Environment, Trial
+from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Environment, Finding, Trial
 from mpdiag.foretold import Prediction
 from mpdiag.operations import NOT_OBSERVED, OpRole
 from mpdiag.report.accuracy_words import control_sentences, verdict_in_words
 from mpdiag.report.cost_words import cost_lines
 from mpdiag.report.islands import island_sentences
-from mpdiag.report.next_steps import steps_from
+from mpdiag.report.next_steps import instead_of_fp16, steps_from
 from mpdiag.report.scale_words import drift_lines, plan_scale_lines, scale_lines
 
 STOPPED_BEFORE = "the scan was stopped before the verification"  # killed: whatever else ends a scan leaves its reason
@@ -38,7 +38,7 @@ def digest_of(diagnosis: Diagnosis) -> Digest:
     advice = diagnosis.advice
     findings = advice.findings if advice else ()
     asked = [f for f in findings if f.severity != "info" or not f.code.startswith(OF_FP8)]
-    shown = tuple((f.severity, f.code, f.message) for f in asked[:MAX_FINDINGS])
+    shown = tuple((f.severity, f.code, _told(f)) for f in asked[:MAX_FINDINGS])
     return Digest(
         heading=tuple(_heading(diagnosis)),
         verdict=verdict,
@@ -49,6 +49,11 @@ def digest_of(diagnosis: Diagnosis) -> Digest:
         snippet=diagnosis.snippet,
         not_done=tuple(_not_done(diagnosis, len(findings) - len(shown))),
     )
+
+
+def _told(finding: Finding) -> str:
+    """The message, and in one word what it rests on."""
+    return f"{finding.message} [{finding.certainty}]" if finding.certainty else finding.message
 
 
 def verdict_of(diagnosis: Diagnosis) -> tuple[str, str]:
@@ -109,7 +114,8 @@ def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         lines += scale_lines(diagnosis.advice.loss_scale)
         lines += drift_lines(diagnosis.advice.drift)
         lines += plan_scale_lines(diagnosis.advice)
-        lines += [("islands", sentence) for sentence in island_sentences(diagnosis)]
+        topic = "alternative" if instead_of_fp16(diagnosis) else "islands"
+        lines += [(topic, sentence) for sentence in island_sentences(diagnosis)]
     lines += _operation_lines(diagnosis.capture)
     if diagnosis.verification is not None:
         fp16 = [c for c in diagnosis.verification.comparisons if c.candidate == "fp16" and not c.is_ratio]
@@ -145,14 +151,15 @@ def comparison_line(c: Comparison) -> tuple[str, str]:
     if c.interval is not None and c.margin is not None:
         text += f" (90 % within {c.interval[0]:+.2g}..{c.interval[1]:+.2g}, margin ±{c.margin:.2g})"
     text += f": {verdict_in_words(c)}" + (f", {c.reason}" if c.reason else "")
-    scatter = c.test.spread_in_margins(c.margin) if c.test and c.verdict == "inconclusive" else None
+    scatters = c.test and c.verdict == "inconclusive" and c.test.resolution is None
+    scatter = c.test.spread_in_margins(c.margin) if c.test and scatters else None
     return topic, text if scatter is None else f"{text}; the differences of the pairs scatter by {scatter:.2g} margins"
 
 
 def _bf16(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
     """How BF16 did, the first alternative."""
     judged = [c for c in comparisons if c.candidate == "bf16" and not c.is_ratio and c.verdict != "not-measured"]
-    text = ", ".join(f"{c.quantity.replace('_', ' ')} {c.verdict}" for c in judged)
+    text = ", ".join(f"{c.quantity.replace('_', ' ')} {verdict_in_words(c)}" for c in judged)
     return [("bf16", text)] if text else []
 
 
@@ -178,6 +185,8 @@ def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
     text += f", {compared} comparisons" if prediction.tensors else "; the comparisons were left out of this file"
     if prediction.overflowed_tensors:
         text += f"; {prediction.overflowed_tensors} more were broken by overflow"
+    if prediction.cascade_reason is not None:
+        text += f"; by the counts alone: {prediction.cascade_reason}"
     return [("foretold", text)]
 
 

@@ -14,15 +14,16 @@ import jinja2
 from markupsafe import Markup
 
 from mpdiag.diagnosis import SEVERITIES, Diagnosis, Finding, TensorTable, Verification
+from mpdiag.finding import Certainty
 from mpdiag.report import charts, curves, strips
-from mpdiag.report.accuracy_words import CONTROLS, band_sentences, control_sentences
+from mpdiag.report.accuracy_words import CONTROLS, band_sentences, control_sentences, repeat_sentence
 from mpdiag.report.curve_bands import band_curves
 from mpdiag.report.html_anchors import Anchors, TensorLinks, slug
 from mpdiag.report.html_arms import arm_table, by_arm, margin_of, setup
 from mpdiag.report.html_axes import DASHES
 from mpdiag.report.html_cells import Notes
 from mpdiag.report.html_costs import costs_context
-from mpdiag.report.html_formats import lost_table
+from mpdiag.report.html_formats import counted, lost_table
 from mpdiag.report.html_numbers import FILTERS
 from mpdiag.report.html_operations import OperationRow, operation_rows
 from mpdiag.report.html_prediction import prediction_view
@@ -31,6 +32,8 @@ from mpdiag.report.html_summary import boxes, verdict_words, why_no_advice, why_
 from mpdiag.report.html_tensors import in_words, tensor_rows
 from mpdiag.report.html_verification import test_rows
 from mpdiag.report.islands import island_sentences
+from mpdiag.report.next_steps import instead_of_fp16
+from mpdiag.report.scale_words import energy_words, serves_all
 from mpdiag.saved import to_json
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def render(diagnosis: Diagnosis, plotly: str = "inline", configs: Sequence[Confi
         "verdict": verdict_words(diagnosis),
         "boxes": boxes(diagnosis),
         "findings": findings,
+        "certainties": tuple(Certainty),
         "configs": configs,
         "why_no_advice": why_no_advice(diagnosis),
         "why_not_verified": why_not_verified(diagnosis),
@@ -63,10 +67,13 @@ def render(diagnosis: Diagnosis, plotly: str = "inline", configs: Sequence[Confi
         "operation_rows": _operations(diagnosis),
         "embedded": _embedded(json.loads(to_json(diagnosis))),
         **_loss_scale(diagnosis, links),
+        "counted": counted,
         "lost": lost_table(diagnosis.advice.other_formats if diagnosis.advice else ()),
+        "instead": instead_of_fp16(diagnosis),
         "islands": [f"{sentence[:1].upper()}{sentence[1:]}" for sentence in island_sentences(diagnosis)],
         **_verification(diagnosis.verification),
         "controls": control_sentences(diagnosis),
+        "repeat_told": repeat_sentence(diagnosis),
         **costs_context(diagnosis),
         **_tensors(diagnosis, tables, links, findings),
         **(_plotly(diagnosis) if plotly == "inline" else {"figures": None, "packed": None}),
@@ -123,6 +130,8 @@ def _loss_scale(diagnosis: Diagnosis, links: TensorLinks) -> dict[str, Any]:
         "share_lines": curves.SHARE_LINES,
         "feasible": feasible,
         "binding": binding,
+        "energy": energy_words(scale) if scale else None,
+        "serves_all": scale is not None and diagnosis.advice is not None and serves_all(scale, diagnosis.advice.drift),
     }
 
 

@@ -33,7 +33,7 @@ def costs_context(diagnosis: Diagnosis) -> dict[str, Any]:
         "costs_missing": missing_line(costs),
         "speed_view": speed,
         "energy_view": energy,
-        **tensor_core_context(costs.kernels, costs.flops, costs.kernels_reason),
+        **tensor_core_context(costs.kernels, costs.flops, costs.kernels_reason, costs.ceilings),
         **memory_context(costs),
     }
 

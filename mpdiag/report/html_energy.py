@@ -32,6 +32,7 @@ class EnergyRow:
     temperature: str | None
     held_down: str | None
     reason: str
+    above_idle_reason: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ def energy_view(run: Verification | None) -> EnergyView | None:
         setup += f"; the idle GPU draws {idle:.0f} W"
     reasons = {use.arm: c.reason for use in measured if (c := ratio_of(run, ENERGY, use.arm)) and c.reason}
     notes = [(use.arm, use.note) for use in measured if use.note]
+    untold: dict[str, list[str]] = {}
+    for use in measured:
+        if use.joules_per_sample_above_idle is None and use.above_idle_reason:
+            untold.setdefault(use.above_idle_reason, []).append(use.arm)
+    notes += [(", ".join(arms), f"energy above idle is not told: {why}") for why, arms in untold.items()]
     if reasons:
         notes.append((", ".join(reasons), "; ".join(dict.fromkeys(reasons.values()))))
     return EnergyView(setup, tuple(_row(run, use) for use in uses), tuple(notes))
@@ -86,6 +92,7 @@ def _row(run: Verification, use: EnergyUse) -> EnergyRow:
         temperature=_range(use.temperatures_c),
         held_down=held,
         reason=use.reason or "no reason was recorded",
+        above_idle_reason=use.above_idle_reason or "what the GPU draws at rest was not measured",
     )
 
 

@@ -31,3 +31,12 @@ def lost_table(forecasts: Sequence[FormatForecast]) -> LostTable | None:
     ordered = sorted(by_tensor.items(), key=lambda item: -max(item[1].values()))
     rows = tuple((tensor, tuple(found.get(fmt) for fmt in formats)) for tensor, found in ordered[:SHOWN])
     return LostTable(formats, rows, max(0, len(ordered) - SHOWN)) if rows else None
+
+
+def counted(forecast: FormatForecast) -> str:
+    """Which steps a forecast is of."""
+    if forecast.steps is None:
+        return "steps not noted"
+    if not forecast.along:
+        return f"{forecast.steps} step{'' if forecast.steps == 1 else 's'}"
+    return "the first step" if forecast.steps == 1 else f"{forecast.steps} steps, the first of each stretch"

@@ -109,10 +109,12 @@ def breakable(name: str) -> Markup:
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[.])", name))
 
 
-def evidence(shown: float | str, key: str) -> Markup:
+def evidence(shown: bool | float | str, key: str) -> Markup:
     """A figure of a finding, by what its key says it is: a share, an exponent or a plain number."""
     if isinstance(shown, str):
         return Markup(escape(shown))
+    if isinstance(shown, bool):
+        return Markup("yes" if shown else "no")
     if key.endswith("_log2"):
         return power(shown)
     if any(word in key for word in SHARES) and 0 <= shown <= 1:

@@ -51,7 +51,10 @@ def _errors(prediction: Prediction) -> str:
     text = f"Underflow differs by {median:.3f} percentage points in the median and {p95:.3f} at the 95th percentile"
     median, p95 = prediction.alone_median_error_points, prediction.alone_p95_error_points
     alone = "" if median is None or p95 is None else f" (from each tensor's counts alone {median:.3f} and {p95:.3f})"
-    return f"{text}{alone}."
+    how = " Foretold by an FP32 pass whose values and gradients are rounded where FP16 would store them."
+    if prediction.cascade_reason is not None:
+        how = f" Foretold from each tensor's counts alone: {prediction.cascade_reason}."
+    return f"{text}{alone}.{how}"
 
 
 def _scatter(tensors: Sequence[TensorForecast]) -> Markup:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from markupsafe import Markup
 
 from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
+from mpdiag.report.accuracy_words import standing, verdict_in_words
 from mpdiag.report.digest import STOPPED_BEFORE
 from mpdiag.report.html_numbers import power, prose, share, size
 from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
+from mpdiag.report.scale_words import spoken
 
 VERDICTS = {
     "go": "Go",
@@ -99,15 +102,14 @@ def _lost_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
 
 
 def _energy(scale: LossScaleAdvice) -> Markup:
-    if scale.energy_lost_before is None:
+    """The most that a tensor loses of its squared norm: a share of all tensors' would hide one that is lost whole."""
+    worst = scale.most_lost_before
+    if worst is None:
         return Markup("weighted by energy: not measured")
-    before = share(scale.energy_lost_before)
-    if scale.energy_lost_after is None or not scale.log2_scale:
-        return Markup("{} of the squared norm").format(before)
-    after = share(scale.energy_lost_after)
-    if after == before:
-        return Markup("{} of the squared norm, before and after").format(before)
-    return Markup("{} → {} of the squared norm").format(before, after)
+    shown = Markup("{} of the squared norm of {}").format(share(worst.share), spoken(worst.tensor))
+    if scale.most_lost_after is None or not scale.log2_scale:
+        return shown
+    return shown + Markup(" → at most {} of any tensor's").format(share(scale.most_lost_after.share))
 
 
 def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
@@ -183,10 +185,19 @@ def _accuracy_box(diagnosis: Diagnosis) -> Box:
         return Box(title, None, reason=found.reason or NO_REASON, href="#verification")
     spread = Markup("90\u202f% interval {}").format(between) if between else Markup("interval: not measured")
     seeds = f"{found.seeds} paired seed{'s' if found.seeds != 1 else ''}"
-    told = Markup("{}; {}").format(found.verdict.replace("-", " "), seeds)
+    told = Markup("{}; {}").format(_whole_verdict(found, quality), seeds)
     if between is None and found.reason:
         spread += Markup(": {}").format(prose(found.reason))
     return Box(title, shown, (spread, told), href="#verification")
+
+
+def _whole_verdict(shown: Comparison, quality: Sequence[Comparison]) -> str:
+    """The verdict on what is shown; with that on the arm's weakest quantity where it is weaker, which is the arm's."""
+    weakest = min((c for c in quality if c.candidate == shown.candidate), key=standing, default=shown)
+    words = verdict_in_words(shown)
+    if standing(weakest) >= standing(shown):
+        return words
+    return f"{words}, but the {quantity(weakest)} is {verdict_in_words(weakest)}"
 
 
 def _arms(comparison: Comparison) -> Markup:

@@ -9,8 +9,9 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from mpdiag.costs.kernels import ArmKernels, Flops, LayerUse, WhyNot
+from mpdiag.costs.tensor_cores import COPY, MATMULS, Ceilings
 from mpdiag.report.html_numbers import THIN, share, value
-from mpdiag.report.tensor_core_words import answer_in_words, gain_in_words, missed
+from mpdiag.report.tensor_core_words import answer_in_words, gain_in_words, missed, waits
 
 WORST = 20  # layers shown before the rest folds away: a screen
 GAINS = 5  # layers named above the table: what is worth mending first
@@ -51,42 +52,48 @@ class ArmView:
 
 @dataclass(frozen=True)
 class TensorCoreView:
-    """The section. flops: one sentence on what was counted, None where nothing was."""
+    """The section. flops, ceilings: sentences on what was counted, and on what this GPU reaches; None without."""
 
     arms: tuple[ArmView, ...]
     flops: str | None
+    ceilings: str | None = None
 
 
-def tensor_core_context(kernels: Sequence[ArmKernels], flops: Flops | None, reason: str | None) -> dict[str, Any]:
+def tensor_core_context(
+    kernels: Sequence[ArmKernels], flops: Flops | None, reason: str | None, ceilings: Ceilings | None = None
+) -> dict[str, Any]:
     """What templates/tensor_cores.html needs. reason: why no arm was traced, where none was."""
     return {
-        "tensor_view": tensor_core_view(kernels, flops),
+        "tensor_view": tensor_core_view(kernels, flops, ceilings),
         "tensor_view_reason": reason or "no arm was traced",
         "tensor_segments": SEGMENTS,
         "tensor_worst": WORST,
     }
 
 
-def tensor_core_view(kernels: Sequence[ArmKernels], flops: Flops | None) -> TensorCoreView | None:
+def tensor_core_view(
+    kernels: Sequence[ArmKernels], flops: Flops | None, ceilings: Ceilings | None = None
+) -> TensorCoreView | None:
     """The view of all traced arms; None where none was traced, not even in vain."""
     if not kernels:
         return None
-    return TensorCoreView(tuple(_arm(each) for each in kernels), _flops(flops))
+    return TensorCoreView(tuple(_arm(each) for each in kernels), _flops(flops), ceilings_in_words(ceilings))
 
 
 def _arm(arm: ArmKernels) -> ArmView:
     time = arm.time
     shown = [(css, words, time.by_class.get(css, 0.0)) for css, words in SEGMENTS] if time else []
     levels = arm.ladder.levels if arm.ladder else ()
+    waiting = waits(arm)
     return ArmView(
         arm=arm,
         bar=_bar(arm.arm, shown) if time else None,
         shares=tuple((css, words, share(part)) for css, words, part in shown),
         rate=_rate(arm.tflops_per_s, arm.of_ceiling),
         levels=tuple((each.level, each.name, answer_in_words(each.used), each.text) for each in levels),
-        findings=tuple((each, gain_in_words(each)) for each in arm.findings),
+        findings=tuple((each, gain_in_words(each, waiting)) for each in arm.findings),
         gains=tuple((layer, why, gain_in_words(why)) for layer, why in missed(arm)[:GAINS]),
-        rows=tuple(_row(layer, arm.arithmetic) for layer in arm.layers or ()),
+        rows=tuple(_row(layer, arm.arithmetic, waiting) for layer in arm.layers or ()),
     )
 
 
@@ -106,11 +113,11 @@ def _bar(arm: str, parts: Sequence[tuple[str, str, float]]) -> Markup:
     )
 
 
-def _row(layer: LayerUse, arithmetic: str | None) -> LayerRow:
+def _row(layer: LayerUse, arithmetic: str | None, waiting: bool) -> LayerRow:
     css = {"yes": "good", "mixed": "", "unknown": "dim"}.get(layer.tensor_cores, "")
     if layer.tensor_cores == "no":
         css = "dim" if arithmetic == "FP32" or any(w.gain_ms == 0 for w in layer.why_not) else "bad"
-    reasons = tuple((each, gain_in_words(each)) for each in layer.why_not)
+    reasons = tuple((each, gain_in_words(each, waiting)) for each in layer.why_not)
     return LayerRow(layer, layer.tensor_cores, css, _rate(layer.tflops_per_s, layer.of_ceiling), reasons)
 
 
@@ -136,6 +143,31 @@ def _flops(flops: Flops | None) -> str | None:
     if flops.uncounted:
         parts.append(f"Without a formula, so not counted: {', '.join(flops.uncounted)}.")
     return " ".join(parts)
+
+
+def ceilings_in_words(found: Ceilings | None) -> str | None:
+    """The ceilings with the clock that each was taken at, and which of them are bursts; None where there is none."""
+    if found is None or not (found.tflops or found.copy_gbytes_per_second):
+        return None
+    speeds = [
+        (body, f"{arithmetic} {found.tflops[arithmetic]:.3g}{THIN}TFLOP/s")
+        for body, arithmetic in MATMULS.items()
+        if arithmetic in found.tflops
+    ]
+    if found.copy_gbytes_per_second is not None:
+        speeds.append((COPY, f"a copy {found.copy_gbytes_per_second:,.0f}{THIN}GB/s"))
+    told = [text + _conditions(found, body) for body, text in speeds]
+    bursts = [f" {body}: {text}; longer work is slower." for body, text in found.bursts.items()]
+    return f"The ceilings, as this GPU reached them: {'; '.join(told)}.{''.join(bursts)}"
+
+
+def _conditions(found: Ceilings, body: str) -> str:
+    """How long a ceiling was measured, at which clock, and what held that down."""
+    seconds, clock = found.window_seconds.get(body), found.sm_clock_mhz.get(body)
+    told = [f"over {seconds:.1f}{THIN}s"] if seconds else []
+    told += [f"at {clock:,}{THIN}MHz"] if clock else []
+    told += found.limited_by.get(body, ())
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _large(count: int) -> str:

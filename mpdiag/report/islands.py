@@ -12,13 +12,15 @@ def island_sentences(diagnosis: Diagnosis) -> list[str]:
     plan = diagnosis.advice.plan if diagnosis.advice else None
     if plan is None:
         return []
-    tried = f"{plan.iterations} FP16 iteration{'' if plan.iterations == 1 else 's'}"
+    tried = f"tried on the first batch: {plan.iterations} FP16 iteration{'' if plan.iterations == 1 else 's'}"
     tried += f"{', emulated' if plan.emulated else ''}, {plan.seconds:.1f} s"
     if not plan.enough:
         return [f"no set of modules in FP32 was found that cures this ({tried}): {plan.reason}"]
     count = len(plan.keep_fp32)
-    least = "no fewer would do" if plan.minimal else plan.reason or "fewer may do"
-    told = [f"{count} module{'' if count == 1 else 's'} in FP32 cure{'s' if count == 1 else ''} it; {least} ({tried})"]
+    least = "" if plan.minimal and count == 1 else f"; {plan.reason or 'fewer may do'}"
+    if plan.minimal and count > 1:
+        least = "; none of them can be left out"
+    told = [f"{count} module{'' if count == 1 else 's'} in FP32 cure{'s' if count == 1 else ''} it{least} ({tried})"]
     if plan.near_limit:
         told.append(f"within an octave of overflow, and next if activations grow: {', '.join(plan.near_limit)}")
     run = diagnosis.verification

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from mpdiag.diagnosis import Diagnosis, Verification
+from mpdiag.other_formats import FP16, FP16_ISLANDS
 from mpdiag.report.cost_words import launch_bound, ratio_of
 
 SNIPPET_FOLLOWS = "train with:"
+FEWEST_SEEDS = 3  # that give an interval at all
 MANY_SEEDS = 20  # more than anyone runs; a later stage of training, where seeds scatter less, decides sooner
+OF_FP16 = ("MP1", "MP2", "MP6")  # what BF16 and TF32 have not, for their range is FP32's
 OUT_OF_TIME = "time budget"  # in every sentence on what the budget cut
 
 
@@ -15,16 +18,29 @@ def steps_from(diagnosis: Diagnosis) -> list[str]:
     steps = []
     advice, run = diagnosis.advice, diagnosis.verification
     if advice is not None:
-        if advice.keep_fp32:
-            steps.append("keep in FP32: " + ", ".join(advice.keep_fp32))
-        steps += [f"{f.code}: {f.remedy}" for f in advice.findings if f.severity == "error"]
+        instead = instead_of_fp16(diagnosis)
+        errors = [f for f in advice.findings if f.severity == "error"]
+        islands = ["keep in FP32: " + ", ".join(advice.keep_fp32)] if advice.keep_fp32 else []
+        if not instead:
+            steps += islands
+        steps += [f"{f.code}: {f.remedy}" for f in errors if not (instead and f.code.startswith(OF_FP16))]
         if run is not None:
             steps += _to_decide(diagnosis, run) if run.verdict == "inconclusive" else _worth_it(run)
         if diagnosis.snippet:
             steps.append(SNIPPET_FOLLOWS)
+        if instead:  # what FP16 would need is the alternative, after the code
+            cured = islands and advice.plan is not None and advice.plan.enough
+            told = islands if cured else [f"{f.code}: {f.remedy}" for f in errors if f.code.startswith(OF_FP16)]
+            steps += [f"or FP16 instead of {instead}: {line}" for line in told]
     if diagnosis.environment.gpu is None and advice is not None:
         steps.append("on a CUDA GPU, for step time, memory, tensor cores and energy: mpdiag verify RUN.json")
     return list(dict.fromkeys(steps))
+
+
+def instead_of_fp16(diagnosis: Diagnosis) -> str | None:
+    """The format to train in where that is not FP16, with or without islands; None where it is, or none is shown."""
+    chosen = diagnosis.train_in
+    return None if chosen in (None, FP16, FP16_ISLANDS) else chosen
 
 
 def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
@@ -36,9 +52,16 @@ def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
             "every seed gave the same FP32 run: let train_batches() shuffle with torch's generator (torch.randperm, or "
             "a DataLoader with shuffle=True), so that a seed changes something, and scan again"
         ]
+    if seeds == 1 and diagnosis.asked is not None and diagnosis.asked.seeds == 1:
+        return [f"scan again with --seeds {FEWEST_SEEDS}: one seed does not tell how far seeds scatter"]
     if seeds < 2 and any(OUT_OF_TIME in line for line in run.cut):
         return ["scan again with a longer --time-budget: this one ended before a second seed was trained"]
-    found = [c.test.seeds_needed for c in judged if c.test]
+    open_ones = [c for c in judged if c.verdict == "inconclusive"]
+    coarse = [c for c in open_ones if c.test and c.test.resolution is not None]
+    if coarse and len(coarse) == len(open_ones):
+        names = ", ".join(c.quantity.replace("_", " ") for c in coarse)
+        return [f"validate on more samples: {names} moves in steps that are too coarse to tell, whatever the seeds"]
+    found = [c.test.seeds_needed for c in judged if c.test and c not in coarse]
     needed = max((n for n in found if n is not None), default=None)
     if found and (needed is None or needed > MANY_SEEDS):
         begun = diagnosis.target is not None and diagnosis.target.start_from is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpdiag.diagnosis import Advice, LossScaleAdvice
+from mpdiag.diagnosis import Advice, EnergyLost, LossScaleAdvice
 from mpdiag.drift import WindowAt
 from mpdiag.report.html_numbers import share
 
@@ -17,17 +17,46 @@ def scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
     elif scale.mode == "none":
         lines = [("scale", f"none needed: {scale.reason}")]
     else:
-        lines = [("scale", f"2^{scale.log2_scale} = {_plain(scale.log2_scale)}, {scale.mode}; window {window}")]
+        lines = [("scale", f"2^{scale.log2_scale} = {_plain(scale.log2_scale)}, {_moves(scale)}; window {window}")]
     for end in ("upper", "lower"):
         names = scale.limited_by.get(end, ())
         if names:
             lines.append((end, f"end set by {', '.join(spoken(name) for name in names)}"))
     if scale.underflow_before is not None and scale.energy_lost_before is not None:
-        text = f"{share(scale.underflow_before)} of the gradient elements become zero at scale 1"
+        # each tensor is counted for itself: what is zero in one is missing in those before it too
+        before = share(scale.underflow_before)
+        at_least = "" if before.startswith("<") else "at least "
+        text = f"{at_least}{before} of the gradient elements become zero at scale 1"
         if scale.underflow_after is not None and scale.log2_scale:
             text += f", {share(scale.underflow_after)} at 2^{scale.log2_scale}"
-        lines.append(("lost", f"{text} ({share(scale.energy_lost_before)} of the squared norm at scale 1)"))
+        lines += [("lost", text), ("norm", energy_words(scale))]
     return lines
+
+
+def energy_words(scale: LossScaleAdvice) -> str:
+    """What of the squared norm is lost: of all gradients, and by the tensor that loses most."""
+    if scale.energy_lost_before is None:
+        return "not measured"
+    text = f"{share(scale.energy_lost_before)} of the squared norm of all gradients at scale 1"
+    if scale.most_lost_before is not None:
+        text += f", {share(scale.most_lost_before.share)} of one tensor's ({_where(scale.most_lost_before)})"
+    after = scale.most_lost_after
+    if after is not None and scale.log2_scale:
+        where = "" if scale.most_lost_before is None or after.tensor == scale.most_lost_before.tensor else _where(after)
+        text += f"; at 2^{scale.log2_scale} {share(after.share)}" + (f" ({where})" if where and after.share else "")
+    return text
+
+
+def _where(lost: EnergyLost) -> str:
+    since = f", from step {lost.first_step} on" if lost.first_step else ""
+    return f"{spoken(lost.tensor)}{since}"
+
+
+def _moves(scale: LossScaleAdvice) -> str:
+    """How the scale moves in training."""
+    if scale.mode == "static":
+        return "static (never raised; GradScaler still halves it at an overflow, and it stays so)"
+    return scale.mode
 
 
 def plan_scale_lines(advice: Advice) -> list[tuple[str, str]]:
@@ -45,6 +74,12 @@ def drift_lines(windows: tuple[WindowAt, ...]) -> list[tuple[str, str]]:
     if known and max(w.lower_log2 or 0 for w in known) > min(w.upper_log2 or 0 for w in known):
         text += "; no one scale serves them all, so the scale has to move: dynamic scaling does"
     return [("drift", text)] if known else []
+
+
+def serves_all(scale: LossScaleAdvice, windows: tuple[WindowAt, ...]) -> bool:
+    """Whether the recommended scale lies in every window that was seen."""
+    known = [(w.lower_log2, w.upper_log2) for w in windows if w.lower_log2 is not None and w.upper_log2 is not None]
+    return scale.log2_scale is not None and all(low <= scale.log2_scale <= high for low, high in known)
 
 
 def _plain(log2_scale: int) -> str:

@@ -9,7 +9,7 @@ from mpdiag.diagnosis import Diagnosis, Verification
 from mpdiag.report.cost_words import CONFIGURED, CONTROL, REFERENCES, STEP_TIME, launch_bound, ratio_of, speed_words
 from mpdiag.report.html_numbers import share
 
-STALLS = 1.1  # the wall clock over the median step: more is the host's doing, and a sentence
+STALLS = 1.1  # the wall clock over the step time: more is the host's doing, and a sentence
 BATCH_CUT = ("costs:", "every arm trains on")  # how the verification says that batches were cut in half
 
 
@@ -54,8 +54,11 @@ def speed_notes(run: Verification) -> list[str]:
 def _notes(run: Verification, timing: Timing) -> Iterator[str]:
     yield from _noise(run)
     sharing = run.costs.sharing
-    if sharing is not None and sharing.reason:
-        yield sharing.reason if sharing.busy else f"whether others used the GPU is not fully known: {sharing.reason}"
+    if run.costs.shared:
+        yield run.costs.shared
+    elif sharing is not None and sharing.reason:
+        yield f"whether others used the GPU is not fully known: {sharing.reason}"
+    yield from _clocks(timing)
     yield from (line for line in run.cut if line.startswith(BATCH_CUT))
     yield from timing.notes
     for each in timing.arms:
@@ -65,7 +68,7 @@ def _notes(run: Verification, timing: Timing) -> Iterator[str]:
         if each.wall_ms and each.step_time_ms and each.wall_ms > STALLS * each.step_time_ms:
             times = each.wall_ms / each.step_time_ms
             yield (
-                f"{each.arm}: by the wall clock a step takes {each.wall_ms:.4g} ms, {times:.2f} times its median: the "
+                f"{each.arm}: by the wall clock a step takes {each.wall_ms:.4g} ms, {times:.2f} times as long: the "
                 "host stalls now and then"
             )
     waiting = [each.arm for each in run.costs.kernels if launch_bound(run.costs.kernels, each.arm)]
@@ -87,4 +90,16 @@ def _noise(run: Verification) -> Iterator[str]:
         yield f"{control.reason}; every ratio of times is undecided for it"
         return
     low, high = control.interval or (control.difference, control.difference)
-    yield f"FP32 against itself reads x{control.difference:.3f} ({low:.3f} to {high:.3f}): that is the machine's noise"
+    read = f"FP32 against itself reads x{control.difference:.3f} ({low:.3f} to {high:.3f})"
+    yield f"{read}: that is the machine's noise, and faster or slower is only what lies beyond it and beyond 3 %"
+
+
+def _clocks(timing: Timing) -> Iterator[str]:
+    """What held the clock down in the timed blocks, and where the clock was then."""
+    held = [each for each in timing.arms if each.throttled]
+    if not held:
+        return
+    why = ", ".join(sorted({limit for each in held for limit in each.limited_by}))
+    ranges = ((each.arm, each.clocks_mhz) for each in held)
+    clocks = (f"{arm} at {low:,} to {high:,} MHz" for arm, (low, high) in ((a, c) for a, c in ranges if c))
+    yield f"the clock was held down ({why}) while steps were timed: {', '.join(clocks) or 'NVML does not say where to'}"

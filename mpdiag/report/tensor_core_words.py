@@ -8,6 +8,7 @@ from mpdiag.costs.kernels import ArmKernels, LayerUse, WhyNot
 from mpdiag.report.html_numbers import share
 
 NOTABLE_GAIN = 0.01  # of the kernel time: a smaller gain is not worth a line
+LAUNCH_BOUND = "launch-bound"  # the code of the finding that the GPU waits for the host
 
 
 def tensor_core_line(kernels: Sequence[ArmKernels]) -> str | None:
@@ -29,7 +30,9 @@ def _of(arm: ArmKernels) -> str:
 
 
 def missed(arm: ArmKernels) -> list[tuple[LayerUse, WhyNot]]:
-    """The layers with a gain worth naming, largest first."""
+    """The layers with a gain worth naming, largest first; none in a step that waits for the host."""
+    if waits(arm):
+        return []
     total = arm.time.total_ms if arm.time else 0.0
     found = [(layer, why) for layer in arm.layers or () for why in layer.why_not]
     worth = [(layer, why) for layer, why in found if (why.gain_ms or 0.0) >= NOTABLE_GAIN * total > 0]
@@ -41,11 +44,22 @@ def answer_in_words(answer: bool | None) -> str:
     return {True: "yes", False: "no", None: "cannot tell"}[answer]
 
 
-def gain_in_words(why: WhyNot) -> str:
-    """A gain with where it is from, or why there is none."""
+def waits(arm: ArmKernels) -> bool:
+    """Whether the arm's step waits for the host, so that shorter kernels do not shorten it."""
+    return any(each.code == LAUNCH_BOUND for each in arm.findings)
+
+
+def gain_in_words(why: WhyNot, waiting: bool = False) -> str:
+    """A gain with what it is of and how it is known, or why there is none. waiting: the step waits for the host."""
     if why.gain_ms is None:
         return why.gain_from
     if why.gain_ms == 0:
         return "nothing to gain"
     amount = f"{why.gain_ms:.3g} ms" if why.gain_ms >= 0.01 else "<0.01 ms"
-    return f"{amount} a step, {why.gain_from}"
+    if why.gain_from == "arm":
+        return f"{amount} of a step, measured with an arm of its own"
+    text = {
+        "bound": f"at most {amount} of kernel time a step",
+        "formula": f"at most {amount} of kernel time a step, by formula",
+    }.get(why.gain_from, f"{amount} of kernel time a step, {why.gain_from}")
+    return f"{text}, and none of the step, which waits for the host" if waiting else text

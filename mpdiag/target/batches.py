@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
+
+from mpdiag.errors import UsageError
+
+MOST_DIMS = 8  # video has five; a larger BATCH_DIM was mistyped
+SHOWN_SIZES = 4
 
 
 def map_tensors(fn: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
@@ -81,9 +86,48 @@ def bytes_of(batch: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch))
 
 
-def samples_in(batch: Any) -> int | None:
-    """The batch size: the first dimension of the first tensor that has one."""
-    return next((int(tensor.shape[0]) for tensor in tensors_in(batch) if tensor.dim() > 0), None)
+def samples_in(batch: Any, dim: int = 0) -> int | None:
+    """The batch size: dimension `dim` (a target's BATCH_DIM) of the first tensor that has it."""
+    return next((int(tensor.shape[dim]) for tensor in tensors_in(batch) if tensor.dim() > dim), None)
+
+
+def sample_axis(shape: Sequence[int], samples: int, dim: int = 0) -> int | None:
+    """The dimension of a tensor that counts samples; None where it has none.
+
+    It is `dim`; of a tensor with too few dimensions, such as the labels beside time-first inputs, the first.
+    """
+    axis = dim if len(shape) > dim else 0
+    return axis if shape and shape[axis] == samples else None
+
+
+def batch_dim_of(namespace: dict[str, Any], source: str) -> int | None:
+    """`BATCH_DIM`: the dimension of a batch's tensors that counts samples, 1 for time-first; None where it is not said.
+
+    Raises UsageError `target-setting` for anything but a small whole number.
+    """
+    given = namespace.get("BATCH_DIM")
+    if given is not None and (not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < MOST_DIMS):
+        shown = given if isinstance(given, int) and abs(given) < 10**9 else f"of type {type(given).__name__}"
+        raise UsageError(
+            "target-setting",
+            f"{source}: BATCH_DIM is {shown}, which is no dimension of a tensor",
+            "BATCH_DIM = 1 for batches that are time-first; without it the first dimension counts samples",
+        )
+    return given
+
+
+def batch_notes(batch: Any, said_dim: int | None) -> tuple[str, ...]:
+    """What is doubtful about the batch size: tensors that disagree, where the target says no BATCH_DIM."""
+    if said_dim is not None:
+        return ()
+    firsts = list(dict.fromkeys(int(tensor.shape[0]) for tensor in tensors_in(batch) if tensor.dim() > 0))
+    if len(firsts) < 2:
+        return ()
+    told = ", ".join(map(str, firsts[:SHOWN_SIZES])) + (", ..." if len(firsts) > SHOWN_SIZES else "")
+    return (
+        f"the tensors of a batch differ in their first dimension ({told}): {firsts[0]} was taken as the batch size; if "
+        "that is not so, say which dimension counts samples (BATCH_DIM = 1 for time-first batches)",
+    )
 
 
 def draw(source: Iterable[Any], count: int, limit_bytes: int) -> list[Any]:

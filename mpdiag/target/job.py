@@ -31,6 +31,7 @@ class Start:
     seed: int
     weights: dict[str, Any]
     batches: list[Any]
+    batch_dim: int = 0  # of a batch's tensors, the one that counts samples
 
     def batch(self, step: int) -> Any:
         """The batch of a step; after the last comes the first again."""
@@ -59,6 +60,7 @@ class Job:
     notes: tuple[str, ...] = ()
     margins: dict[str, float] = field(default_factory=dict)  # the user's own, absolute, by quantity
     checkpoint: Checkpoint | None = None  # where every run starts, instead of at initialisation
+    batch_dim: int | None = None  # the target's BATCH_DIM, None where it says nothing: then 0
     target: str = ""  # what the user typed, for processes that load the job again
     _kept: tuple[int, Start] | None = field(default=None, repr=False)
 
@@ -94,7 +96,7 @@ class Job:
                 f"{self.source}: the batches of {self.name} ended before the first one",
                 "yield at least one batch; a generator that was already used up has to become a function",
             )
-        start = Start(seed, weights, batches)
+        start = Start(seed, weights, batches, self.batch_dim or 0)
         self._kept = (count, start)  # one seed at a time: batches can be large
         return start
 

@@ -16,6 +16,7 @@ import torch
 
 from mpdiag.errors import MpdiagError, UsageError, safe_text
 from mpdiag.target import contract
+from mpdiag.target.batches import batch_dim_of
 from mpdiag.target.checkpoint import read_checkpoint
 from mpdiag.target.forms import losses_of, optimizers_of
 from mpdiag.target.job import Job
@@ -71,6 +72,7 @@ def load_job(target: str, start_from: str | Path | None = None) -> Job:
         notes=notes,
         margins=margins_of(namespace, source),
         checkpoint=checkpoint,
+        batch_dim=batch_dim_of(namespace, source),
         target=target,
     )
 

@@ -9,12 +9,14 @@ import torch
 
 from mpdiag.diagnosis import TargetRecord
 from mpdiag.errors import UsageError
-from mpdiag.target.batches import samples_in
+from mpdiag.target.batches import batch_notes, samples_in
+from mpdiag.target.fingerprint import batch_hash
 from mpdiag.target.job import Job, Start
 
 
 def target_record(job: Job, start: Start) -> TargetRecord:
     """The record of a job: its size, its optimizer, its batches. Raises UserCodeError where building one fails."""
+    first = start.batch(0)
     model = job.build(start, torch.device("cpu"))
     optimizers = job.optimizers(model)
     return TargetRecord(
@@ -24,14 +26,15 @@ def target_record(job: Job, start: Start) -> TargetRecord:
         synthetic_data=job.synthetic_data,
         optimizer=", ".join(_described(optimizer) for optimizer in optimizers.values()),
         batches=len(start.batches),
-        samples_per_step=samples_in(start.batch(0)),
+        samples_per_step=samples_in(first, start.batch_dim),
         metric=None if job.evaluate is None else "evaluate(model)",
         higher_is_better=job.higher_is_better,
         lower_is_better=job.lower_is_better,
-        notes=job.notes,
+        notes=(*job.notes, *batch_notes(first, job.batch_dim)),
         start_from=None if job.checkpoint is None else job.checkpoint.path,
         structure=structure_of(model),
         source_hash=_source_hash(job.source),
+        batch_hash=batch_hash(first),
     )
 
 
@@ -56,14 +59,17 @@ def what_changed(before: TargetRecord, now: TargetRecord) -> tuple[str, ...]:
     kept = tuple(note for note in before.notes if not note.startswith(SINCE))
     pairs = (
         ("the target file", before.source_hash, now.source_hash),
+        ("the first batch", before.batch_hash, now.batch_hash),
         ("the optimizer", before.optimizer, now.optimizer),
         ("the batch size", before.samples_per_step, now.samples_per_step),
         ("the metric", before.metric, now.metric),
     )
+    hashes = (before.source_hash, before.batch_hash)  # which tell a reader nothing
     found = []
     for what, old, new in pairs:
         if old is not None and old != new:
-            found.append(f"{SINCE}{what} has changed" + ("" if "file" in what else f": it was {old}, now {new}"))
+            told = "" if old in hashes else f": it was {old}, now {new}"
+            found.append(f"{SINCE}{what} has changed{told}")
     return (*kept, *found)
 
 

@@ -62,13 +62,14 @@ def arms_for(
         shown = ", ".join(f"{name}={value}" for name, value in configured(device).items())
         arms.append(Arm("fp32-configured", Precision(f"FP32 as configured ({shown})")))
     scaled, interval = _scale(advice, advice.upper_log2)
-    arms.append(Arm(FP16, Precision("FP16 autocast", torch.float16, log2_scale=scaled, growth_interval=interval)))
-    if plan is not None and plan.enough:
+    fp16 = Arm(FP16, Precision("FP16 autocast", torch.float16, log2_scale=scaled, growth_interval=interval))
+    if plan is not None and plan.enough:  # before FP16 as it is, which it is there to mend: a budget may end
         start, grows = _scale(plan, None)
         name = f"FP16 autocast, {len(plan.keep_fp32)} module(s) in FP32"
         arms.append(Arm(FP16_PLAN, Precision(name, torch.float16, False, start, grows, keep_fp32=plan.keep_fp32)))
     elif plan is not None:
         left_out.append(f"arm {FP16_PLAN}: left out, because no plan was found: {plan.reason}")
+    arms.append(fp16)
     if scaled is None:
         left_out.append("arm fp16-unscaled: left out, because no loss scale is recommended")
     else:

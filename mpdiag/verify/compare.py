@@ -15,13 +15,23 @@ from mpdiag.accuracy import PairedTest
 from mpdiag.diagnosis import Comparison, Trial
 from mpdiag.target.metrics import higher_is_better as is_higher_better
 from mpdiag.verify.arms import BASELINE
-from mpdiag.verify.paired_test import LOSS_FLOOR, METRIC_FLOOR, Judgement, Margin, judge, margin_for, seeds_needed
+from mpdiag.verify.paired_test import (
+    LOSS_FLOOR,
+    METRIC_FLOOR,
+    Judgement,
+    Margin,
+    judge,
+    margin_for,
+    resolution_of,
+    seeds_needed,
+)
 
 SAME_START = 1e-5  # runs whose first losses agree to this share began alike: it is rounding that tells them apart
 FIRST_LOSSES = 3  # ... one is not enough: with a last layer of zeros every seed begins at the same loss
 
 NOT_FINITE = "not finite"
 CRASHED = "the run failed"
+NO_RUN_DIFFERED = "no run differed in this metric, but for failures: it may be too coarse to tell one"
 ONE_RUN = "one distinct run gives no interval: it takes --seeds 3 or more, and seeds that change something"
 
 Pairs = Sequence[tuple[Trial, Trial]]
@@ -42,7 +52,8 @@ def compare_arms(
         names = list(dict.fromkeys(name for b, _ in pairs for name in (b.metric or {})))
         for name in ("loss", *names):
             lower = name == "loss" or not is_higher_better(name, higher_is_better)
-            found.append(_quantity(name, arm, pairs, list(baseline.values()), lower, margins or {}))
+            values = [_value(t, name) for t in trials]
+            found.append(_quantity(name, arm, pairs, list(baseline.values()), lower, margins or {}, values))
     return tuple(found)
 
 
@@ -97,7 +108,9 @@ def _quantity(
     baseline: Sequence[Trial],
     lower_is_better: bool,
     margins: Mapping[str, float],
+    values: Sequence[float],
 ) -> Comparison:
+    """values: the quantity in every run of every arm, for how coarse it is."""
     used = distinct(pairs)
     base = [_value(b, name) for b, _ in used]
     other = [_value(c, name) for _, c in used]
@@ -116,10 +129,14 @@ def _quantity(
     else:
         differences = [c - b for b, c in zip(base, other, strict=True)]
         difference = statistics.fmean(differences)
-        judgement = judge(differences, margin.value, lower_is_better, margin.beyond)
+        exact = name == "loss" or _same_runs(used, name)
+        step = None if exact else resolution_of(values)
+        judgement = judge(differences, margin.value, lower_is_better, margin.beyond, step)
         if judgement.verdict == "inconclusive":
             needed = seeds_needed(judgement, margin)
-            reason = f"needs about {needed} seeds" if needed else "more seeds would hardly decide it"
+            reason = _undecided(judgement, margin, needed)
+        elif not exact and step is None and judgement.interval == (0.0, 0.0):
+            reason = NO_RUN_DIFFERED
     return Comparison(
         quantity=name,
         unit="mean loss of the second half" if name == "loss" else "metric",
@@ -141,8 +158,23 @@ def _quantity(
             seed_noise=margin.seed_noise if margin else None,
             worse_beyond=margin.beyond if margin else None,
             seeds_needed=needed,
+            resolution=judgement.resolution,
         ),
     )
+
+
+def _same_runs(pairs: Pairs, name: str) -> bool:
+    """Whether every pair is one run twice, to the bit of every loss: then a metric's equality is exact as well."""
+    return all(b.losses == c.losses and _value(b, name) == _value(c, name) for b, c in pairs)
+
+
+def _undecided(judgement: Judgement, margin: Margin, needed: int | None) -> str:
+    if judgement.resolution is not None:
+        return (
+            f"all pairs differ by the same, and the metric moves in steps of {judgement.resolution:.2g}: too coarse "
+            f"for a margin of {margin.value:.2g}; a larger set to validate on would tell"
+        )
+    return f"needs about {needed} seeds" if needed else "more seeds would hardly decide it"
 
 
 def _all_finite(values: Sequence[float]) -> bool:

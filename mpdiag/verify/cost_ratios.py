@@ -10,7 +10,16 @@ from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
 from mpdiag.diagnosis import Comparison, Trial
 from mpdiag.verify.arms import TF32
-from mpdiag.verify.block_ratio import NARROW, block_ratios, geometric_mean, judge, noise_of, ratio_interval
+from mpdiag.verify.block_ratio import (
+    NARROW,
+    geometric_mean,
+    judge,
+    noise_band,
+    noise_of,
+    paired_blocks,
+    ratio_interval,
+    undecided,
+)
 
 MEMORY_NOISE = 0.01  # the allocator rounds blocks to 512 bytes and to 2 MiB segments: exact to far less than this
 
@@ -46,18 +55,24 @@ def _time(costs: Costs, baseline: str, arm: str) -> Comparison:
     mine, theirs = times.get(arm), times.get(baseline)
     if mine is None or theirs is None or mine.step_time_ms is None or theirs.step_time_ms is None:
         return _not_measured(STEP_TIME, baseline, arm, (mine and mine.reason) or "this arm was not timed")
-    ratios = block_ratios(mine, theirs)
+    pairs = paired_blocks(mine, theirs)
+    ratios = [a / b for a, b in pairs]
     interval = ratio_interval(ratios)
     reason = costs.shared or noise_of(timing)
     verdict = "inconclusive"
     if interval is None:
         reason = reason or f"{len(ratios)} paired block(s): no interval"
     elif reason is None:
-        verdict = judge(interval)
-    value = geometric_mean(ratios) if ratios else mine.step_time_ms / theirs.step_time_ms
+        noise = noise_band(timing) or 0.0
+        verdict = judge(interval, noise)
+        if verdict == "inconclusive" and arm != timing.control.arm:
+            reason = undecided(noise)
+    before, after = theirs.step_time_ms, mine.step_time_ms
+    if pairs:  # of the same rounds, so that the two times and their ratio say the same
+        after, before = (geometric_mean(blocks) for blocks in zip(*pairs, strict=True))
     return Comparison(
-        STEP_TIME, UNITS[STEP_TIME], baseline, arm, theirs.step_time_ms, mine.step_time_ms, value, interval, NARROW, 1,
-        verdict, reason, True,
+        STEP_TIME, UNITS[STEP_TIME], baseline, arm, before, after, after / before, interval, NARROW, 1, verdict,
+        reason, True,
     )  # fmt: skip
 
 
@@ -84,11 +99,16 @@ def _energy(costs: Costs, baseline: str, arm: str) -> Comparison:
         reason = reason or NOT_A_CANDIDATE
         return _not_measured(ENERGY, baseline, arm, reason)
     ratio = mine.joules_per_sample / theirs.joules_per_sample
-    interval = None
-    if mine.interval and theirs.interval:  # the arms' own intervals at their worst: wider than a paired one
+    interval, reason = None, costs.shared
+    if not mine.interval or not theirs.interval:
+        reason = reason or "one window an arm gives no interval"
+    elif mine.interval[0] <= 0 or theirs.interval[0] <= 0:  # Student's t knows no bound at 0
+        reason = reason or "the windows scatter so widely that an interval reaches down to nothing"
+    else:  # the arms' own intervals at their worst: wider than a paired one
         interval = (mine.interval[0] / theirs.interval[1], mine.interval[1] / theirs.interval[0])
-    verdict = judge(interval) if interval else "inconclusive"
-    reason = None if interval else "one window an arm gives no interval"
+    verdict = judge(interval) if interval and reason is None else "inconclusive"
+    if verdict == "inconclusive":
+        reason = reason or undecided(0.0)
     return Comparison(
         ENERGY, UNITS[ENERGY], baseline, arm, theirs.joules_per_sample, mine.joules_per_sample, ratio, interval,
         NARROW, 1, verdict, reason, True,

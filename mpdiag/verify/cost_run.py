@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from mpdiag.costs.kernels import ArmKernels
-from mpdiag.costs.ladder import ladder_of
+from mpdiag.costs.ladder import NOT_COUNTED, ladder_of
 from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
 from mpdiag.costs.tensor_cores import Calibration
@@ -22,7 +22,6 @@ from mpdiag.measure.counters import counters_of_arm
 from mpdiag.measure.energy import energy_from, gpm_from, windows_of_arms
 from mpdiag.measure.fleet import ArmsTooLargeError, Fleet, open_fleet
 from mpdiag.measure.flops import flops_of
-from mpdiag.measure.largest_batch import find_largest_batch
 from mpdiag.measure.layers import arithmetic_of
 from mpdiag.measure.memory import memory_of_arms
 from mpdiag.measure.resize import halved
@@ -33,14 +32,19 @@ from mpdiag.settings import MAX_HALVINGS
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import samples_in
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_COMPILED, FP16_PLAN, Arm, timed_arms
+from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, Arm, timed_arms
+from mpdiag.verify.batch_stage import largest_batches
+from mpdiag.verify.channels_last import told_by_its_arm
+from mpdiag.verify.costs_asked import CostsAsked as CostsAsked
+from mpdiag.verify.plan import Pace
+from mpdiag.verify.warm_up import that_fit, warm_up_seconds
 
-COMPILE_SECONDS = 90.0  # what torch.compile may take; it took 20 to 60 s for ResNet-50 and GPT-2 on an H100
 TIMING_SHARE, ENERGY_SHARE = 0.35, 0.35  # of what is left when their turn comes
 LEAST_TIMING_SECONDS = 3.0
 WINDOW_SECONDS = 2.1  # twenty ticks of the energy counter, the fewest that are worth a figure
 LONG_WINDOW_SECONDS = 5.0  # as measure/energy.py asks for where there is time
-CEILING_SECONDS = 0.6  # a body; there are six
+CEILINGS_SECONDS = 8.0  # all six bodies; a clock needs most of a second of a product to settle at the power limit
+CEILINGS_SHARE = 0.2  # of what is left, where that is less; never under half of it
 TRACE_SECONDS = 4.0  # an arm, with the profiler's start
 COUNTERS_SECONDS = 60.0  # a process of its own that loads torch and the model, and steps once a counter
 CROWDED = 0.8  # of the card: memory children run beside the training only where all fit well
@@ -51,21 +55,13 @@ MEMORY_SHARE = 0.5  # of what is left, at most
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class CostsAsked:
-    """What to measure. costs: anything at all. memory_limit_bytes: of the card to search the largest batch for."""
-
-    costs: bool = True
-    largest_batch: bool = False
-    memory_limit_bytes: int | None = None
-
-
 class CostRun:
     """The measurements in the making; `record()` at any time gives what there is. cut: one sentence for what is not."""
 
     def __init__(
-        self, job: Job, arms: Sequence[Arm], device: torch.device, seed: int, on_progress: Callable[[], None]
-    ) -> None:
+        self, job: Job, arms: Sequence[Arm], device: torch.device, seed: int, on_progress: Callable[[], None],
+        pace: Pace | None = None,
+    ) -> None:  # fmt: skip
         self.job, self.arms, self.device, self.seed = job, list(arms), device, seed
         self.cut: list[str] = []
         self._on_progress = on_progress
@@ -73,6 +69,7 @@ class CostRun:
         self._pool = ThreadPoolExecutor(1)
         self._memory: Future[dict[str, MemoryUse]] | None = None
         self._until = 0.0
+        self._pace = pace
 
     def record(self) -> Costs:
         """What has been measured so far."""
@@ -95,7 +92,7 @@ class CostRun:
         self._memory = self._pool.submit(memory_of_arms, *given)
 
     def run(self, start: Start, seconds: float, report: Report, asked: CostsAsked) -> None:
-        """Every stage that fits into `seconds`; the largest batch, if asked for, takes as long again on top."""
+        """Every stage that fits into `seconds`; the largest batch, if asked for, has a time of its own."""
         began = time.perf_counter()
         self._until = began + seconds
         try:
@@ -103,7 +100,7 @@ class CostRun:
             self._in_turns(start, report)
             self._counters(report)
             self._ladders()
-            self._largest_batch(seconds, asked, report)
+            self._largest_batch(asked, report)
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._keep(seconds=round(time.perf_counter() - began, 3))
@@ -136,7 +133,7 @@ class CostRun:
                 self._keep(memory_reason=why)
                 return
             share = MEMORY_SHARE * self._left()
-            self._begin_memory(samples_in(start.batches[0]), share, report, None)
+            self._begin_memory(samples_in(start.batches[0], start.batch_dim), share, report, None)
         assert self._memory is not None
         try:
             found = tuple(self._memory.result().values())
@@ -148,13 +145,10 @@ class CostRun:
     def _in_turns(self, start: Start, report: Report) -> None:
         """What needs the arms side by side: time, energy, pipes, kernels; on half the batch where one does not fit."""
         model = self.job.build(start, torch.device("cpu"))
-        arms = timed_arms(self.arms, model)
+        arms, left_out = that_fit(timed_arms(self.arms, model), self._pace, self._left(), TIMING_SHARE)
         del model
-        if FP16_COMPILED in arms and self._left() < COMPILE_SECONDS / TIMING_SHARE:
-            why = f"torch.compile takes up to {COMPILE_SECONDS:.0f} s; a longer --time-budget lets it in"
-            self.cut.append(f"arm {FP16_COMPILED}: not timed, {why}")
-            del arms[FP16_COMPILED]
-        cut = self._cut("step time", LEAST_TIMING_SECONDS)
+        self.cut += left_out
+        cut = self._cut("step time", LEAST_TIMING_SECONDS + warm_up_seconds(arms, self._pace))
         if cut is not None:
             self._none_in_turns(cut)
             return
@@ -200,15 +194,17 @@ class CostRun:
     def _time(self, fleet: Fleet, report: Report) -> None:
         share = max(LEAST_TIMING_SECONDS, TIMING_SHARE * self._left())
         report(f"time {len(fleet.usable)} arms in turns, {share:.0f} s")
-        self._keep(timing=time_arms(fleet, share), timing_reason=None)
+        timing = time_arms(fleet, share)
+        self._keep(timing=timing, timing_reason=None, sharing=timing.sharing)
 
     def _ceilings(self, report: Report) -> Calibration | None:
         """What this GPU sustains on known bodies, and what its counters read on them."""
-        why = self._cut("ceilings", 6 * CEILING_SECONDS)
+        why = self._cut("ceilings", CEILINGS_SECONDS / 2)
         if why is not None:
             self._keep(ceilings_reason=why)
             return None
-        ceilings, calibration = measure_ceilings(self.device, CEILING_SECONDS, report=report)
+        seconds = min(CEILINGS_SECONDS, max(CEILINGS_SECONDS / 2, CEILINGS_SHARE * self._left()))
+        ceilings, calibration = measure_ceilings(self.device, seconds, report=report)
         self._keep(ceilings=ceilings, calibration=calibration, ceilings_reason=None)
         return calibration
 
@@ -263,10 +259,14 @@ class CostRun:
         """Every traced arm with all levels of evidence side by side."""
         pipes = {each.arm: each for each in self._costs.gpm}
         counted = {each.arm: each for each in self._costs.counters}
-        flops = self._costs.flops
+        costs = self._costs
+        why = costs.counters_reason or NOT_COUNTED.format(arms=", ".join(counted))
         found = [
-            replace(each, ladder=ladder_of(each, pipes.get(each.arm), counted.get(each.arm), flops))
-            for each in self._costs.kernels
+            replace(
+                told_by_its_arm(each, costs.timing),
+                ladder=ladder_of(each, pipes.get(each.arm), counted.get(each.arm), costs.flops, why, costs.gpm_reason),
+            )
+            for each in costs.kernels
         ]
         self._keep(kernels=tuple(found))
 
@@ -281,15 +281,9 @@ class CostRun:
         found = counters_of_arm(name, self.job, arms[name], self.seed, self.device, self._left())
         self._keep(counters=(found,), counters_reason=None)
 
-    def _largest_batch(self, seconds: float, asked: CostsAsked, report: Report) -> None:
+    def _largest_batch(self, asked: CostsAsked, report: Report) -> None:
         if not asked.largest_batch:
             self._keep(largest_batch_reason="not asked for: --largest-batch")
             return
-        arms = self._unpaired()
-        found = []
-        for name, precision in arms.items():
-            report(f"search the largest batch that {name} can train")
-            limit = asked.memory_limit_bytes
-            share = seconds / len(arms)
-            found.append(find_largest_batch(self.job, precision, self.seed, self.device, share, limit, report, name))
-            self._keep(largest_batch=tuple(found), largest_batch_reason=None)
+        for found in largest_batches(self.job, self._unpaired(), self.seed, self.device, asked, report):
+            self._keep(largest_batch=(*self._costs.largest_batch, found), largest_batch_reason=None)

@@ -1,25 +1,36 @@
-"""The fewest modules to keep in FP32: ranked by the tables, tried in real (off CUDA: emulated) FP16 iterations."""
+"""Modules to keep in FP32, few of them: ranked by the tables, tried in real (off CUDA: emulated) FP16 iterations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from mpdiag.advice.islands import gradient_candidates, overflowing_layers
-from mpdiag.diagnosis import Advice, Capture, Trial
+from mpdiag.advice.loss_scale import Part
+from mpdiag.diagnosis import Advice, Capture, TensorKind, Trial
 from mpdiag.errors import UsageError
 from mpdiag.plan import IslandPlan, plan_snippet
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import FP16_AUTOCAST, emulated
 from mpdiag.verify.arms import FP16, FP16_PLAN, FP16_UNSCALED
-from mpdiag.verify.island_trial import FORWARD, GRADIENTS, IslandTrial, IslandTrials, OutOfTimeError, plain_fp16
+from mpdiag.verify.island_trial import (
+    FORWARD,
+    GRADIENTS,
+    IslandTrial,
+    IslandTrials,
+    OutOfTimeError,
+    covered,
+    plain_fp16,
+)
+
+MOST = 0.5  # of a module's weights: two blocks of twelve must not put the whole stack into FP32
 
 
 def with_islands(
     job: Job, start: Start, device: torch.device, capture: Capture, advice: Advice, budget_seconds: float,
-    report: Callable[[str], None],
+    report: Callable[[str], None], parts: Sequence[Part] = (),
 ) -> Advice:  # fmt: skip
     """The advice with the plan of FP32 islands, where something asks for one; its names are then what to keep in FP32.
 
@@ -27,40 +38,48 @@ def with_islands(
     """
     if not islands_wanted(capture, advice):
         return advice
-    plan = search_islands(job, start, device, capture, advice, budget_seconds, report)
+    plan = search_islands(job, start, device, capture, advice, budget_seconds, report, parts)
     return replace(advice, plan=plan, keep_fp32=plan.keep_fp32 if plan.enough else advice.keep_fp32)
 
 
 def islands_wanted(capture: Capture, advice: Advice) -> bool:
-    """Whether something overflows, or no scale serves all: what FP32 islands can cure."""
+    """Whether something overflows or loses too much, or no scale serves all: what FP32 islands can cure."""
     plain = plain_fp16(capture, advice)
-    return bool(plain.broken or plain.errors((*FORWARD, *GRADIENTS)))
+    return bool(plain.broken or plain.losing or plain.errors((*FORWARD, *GRADIENTS)))
 
 
 def search_islands(
     job: Job, start: Start, device: torch.device, capture: Capture, advice: Advice, budget_seconds: float,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None, parts: Sequence[Part] = (),
 ) -> IslandPlan:  # fmt: skip
-    """The plan found within a time budget; one iteration is always tried."""
+    """The plan found within a time budget; one iteration is always tried. parts: as advise() takes them."""
     plain = plain_fp16(capture, advice)
-    trials = IslandTrials(job, start, device, plain, budget_seconds, bool(plain.errors(GRADIENTS)), report)
+    trials = IslandTrials(job, start, device, plain, budget_seconds, bool(plain.errors(GRADIENTS)), report, parts)
     search = IslandSearch(trials, type(job.build(start, torch.device("cpu"))).__name__)
     search.run()
-    names, scale = search.found.names, search.found.advice.loss_scale
-    warned = [f.subject for f in search.found.advice.findings if f.code == "MP101" and f.severity == "warning"]
+    return plan_of_trial(search.found, trials, search.enough, search.minimal, search.reason)
+
+
+def plan_of_trial(
+    found: IslandTrial, trials: IslandTrials, enough: bool, minimal: bool, reason: str | None
+) -> IslandPlan:
+    """The record of a search that ended with this trial."""
+    names, scale = found.names, found.advice.loss_scale
+    warned = [f.subject for f in found.advice.findings if f.code == "MP101" and f.severity == "warning"]
     return IslandPlan(
         keep_fp32=names,
-        enough=search.enough,
-        minimal=search.minimal,
+        enough=enough,
+        minimal=minimal,
         log2_scale=scale.log2_scale,
         mode=scale.mode,
         growth_interval=scale.growth_interval,
         iterations=trials.iterations,
         seconds=round(trials.seconds, 3),
-        emulated=emulated(FP16_AUTOCAST, device),
+        emulated=emulated(FP16_AUTOCAST, trials.device),
         near_limit=tuple(warned),
-        reason=search.reason,
-        snippet=plan_snippet(names, scale.snippet) if search.enough else None,
+        reason=reason,
+        snippet=plan_snippet(names, scale.snippet) if enough else None,
+        backoff_factor=scale.backoff_factor,
     )
 
 
@@ -70,7 +89,8 @@ class IslandSearch:
 
     Layers whose FP32 numbers exceed FP16's are taken at once: the tables prove that they overflow. Then one module a
     time is added, the first that breaks an iteration, or its parent where the fault lies between modules, until the
-    iteration is finite and a loss scale serves all. At last each is left out again, and stays out if it still works.
+    iteration is finite, keeps its numbers and a loss scale serves all. At last each is left out again, and stays out
+    if it still works; and where two or more are most of one module, that one takes their place if it works.
     """
 
     trials: IslandTrials
@@ -91,10 +111,14 @@ class IslandSearch:
             self._grow(proven)
             if self.enough:
                 self._prune(proven)
+                if self._gather():
+                    self._prune(proven)
         except UsageError as error:  # a class that cannot be an island
             self.enough = self.minimal = False
             self.reason = error.message
         except OutOfTimeError:
+            if self.minimal:
+                return  # only whether a parent would do for several was left to try
             what = "it is not shown that none can be left out" if self.enough else "no set was found"
             budget, count = self.trials.budget_seconds, self.trials.iterations
             self.reason = f"{what}: the time budget of {budget:.3g} s ended after {count} iteration(s)"
@@ -119,6 +143,17 @@ class IslandSearch:
                 self.found = trial
         self.minimal = True
 
+    def _gather(self) -> bool:
+        """Try the parent of two or more that hold most of its weights; whether any took the place of its children."""
+        gathered = False
+        for parent in dict.fromkeys(name.rpartition(".")[0] for name in self.found.names):
+            inside = [name for name in self.found.names if name.rpartition(".")[0] == parent]
+            if parent and len(inside) > 1 and _share_of(parent, inside, self.found.capture) >= MOST:
+                trial = self.trials.run(_without_covered((*self.found.names, parent)))
+                if self._works(trial):
+                    self.found, self.minimal, gathered = trial, False, True
+        return gathered
+
     def _works(self, trial: IslandTrial) -> bool:
         if not trial.forward_works:
             return False
@@ -133,8 +168,13 @@ class IslandSearch:
             return None
         if trial.forward_works:
             ranked = gradient_candidates(trial.capture, trial.advice.loss_scale)
-            return next((name for name in ranked if not _covered(name, trial.names) and name != self.root), None)
-        first = next(iter([*trial.broken, *trial.errors(("MP102",)), *trial.errors(("MP101",))]), None)
+            return next((name for name in ranked if not covered(name, trial.names) and name != self.root), None)
+        starved = set(trial.types.vanished) if trial.losing else set()  # all zero, by what it is given
+        told = [name for name in trial.errors(("MP102",)) if name not in starved]
+        told += [*trial.errors(("MP101",)), *trial.losing, *trial.errors(FORWARD)]
+        seen = [table.name for table in trial.capture.of_kind(TensorKind.ACTIVATION)]
+        known = {name for name in told if any(covered(each, (name,)) for each in seen)}  # an operator may be in none
+        first = next(iter([*trial.broken, *(name for name in told if name in known)]), None)
         if first is None:
             self.reason = "the loss itself is not finite in FP16, outside every module"
             return None
@@ -142,7 +182,7 @@ class IslandSearch:
 
     def _around(self, name: str, trial: IslandTrial) -> str | None:
         """The module, or the nearest one around it that computes what it was given and is no island yet."""
-        while name and name != self.root and (name in trial.types.fed or _covered(name, trial.names)):
+        while name and name != self.root and (name in trial.types.fed or covered(name, trial.names)):
             name = name.rpartition(".")[0]
         return None if name == self.root else name or None
 
@@ -166,10 +206,13 @@ def costed(plan: IslandPlan, trials: tuple[Trial, ...]) -> IslandPlan:
     return replace(plan, step_time_reason=missing or plan.step_time_reason)
 
 
-def _covered(name: str, names: tuple[str, ...]) -> bool:
-    return any(name == island or name.startswith(f"{island}.") for island in names)
+def _share_of(parent: str, inside: Sequence[str], capture: Capture) -> float:
+    """The share of a module's weights that some of its children hold; 0 where it has none."""
+    weights = {table.name: table.elements for table in capture.of_kind(TensorKind.WEIGHT)}
+    whole = sum(elements for name, elements in weights.items() if covered(name, (parent,)))
+    return sum(elements for name, elements in weights.items() if covered(name, tuple(inside))) / whole if whole else 0.0
 
 
 def _without_covered(names: tuple[str, ...]) -> tuple[str, ...]:
     """Without those inside another: autocast is off there already."""
-    return tuple(n for n in names if not _covered(n, tuple(other for other in names if other != n)))
+    return tuple(n for n in names if not covered(n, tuple(other for other in names if other != n)))

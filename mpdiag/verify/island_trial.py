@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from mpdiag.advice import advise
+from mpdiag.advice.loss_scale import Part
 from mpdiag.capture.autocast_types import AutocastTypes, observe
 from mpdiag.diagnosis import Advice, Capture
 from mpdiag.errors import UsageError
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import Precision
 
-FORWARD = ("MP101", "MP102", "MP104")  # findings that an island cures where it stands
+FORWARD = ("MP101", "MP102", "MP104", "MP106", "MP107", "MP109", "MP110")  # findings an island cures where it stands
+LOSES, LOSES_ENERGY = "MP105", 0.01  # of the squared norm: a warning below, as a residual stream may hide what is lost
 GRADIENTS = ("MP203", "MP204")  # and that it cures by taking a tensor out of the window
 
 
@@ -38,9 +40,17 @@ class IslandTrial:
         return [f.subject for f in self.advice.findings if f.code in codes and f.severity == "error"]
 
     @property
+    def losing(self) -> list[str]:
+        """The modules whose output loses too much in FP16, then those that lose what an island gives them."""
+        found = [f for f in self.advice.findings if f.code == LOSES]
+        lossy = [f.subject for f in found if float(f.evidence.get("energy_lost") or 0.0) > LOSES_ENERGY]
+        return [*lossy, *self.types.starved]
+
+    @property
     def forward_works(self) -> bool:
-        """Whether the iteration was finite as far as its loss, and the tables show nothing beyond FP16."""
-        return not (self.broken or self.types.error or self.types.finite_loss is False or self.errors(FORWARD))
+        """Whether the iteration was finite as far as its loss, and the tables show nothing that FP16 cannot hold."""
+        broken = self.broken or self.types.error or self.types.finite_loss is False
+        return not (broken or self.errors(FORWARD) or self.losing)
 
     @property
     def log2_scale(self) -> int | None:
@@ -64,7 +74,10 @@ def plain_fp16(capture: Capture, advice: Advice) -> IslandTrial:
 
 @dataclass
 class IslandTrials:
-    """Trials within a time budget, of which the first is always run. asks_gradients: the loss scale counts too."""
+    """Trials within a time budget, of which the first is always run. asks_gradients: the loss scale counts too.
+
+    parts: what was observed in each stretch of the training, where there were several; a scale has to serve them all.
+    """
 
     job: Job
     start: Start
@@ -73,6 +86,7 @@ class IslandTrials:
     budget_seconds: float
     asks_gradients: bool
     report: Callable[[str], None]
+    parts: Sequence[Part] = ()
 
     def __post_init__(self) -> None:
         self._began = time.perf_counter()
@@ -108,8 +122,7 @@ class IslandTrials:
         except UsageError as refused:  # a module that cannot be an island
             types = AutocastTypes(error=refused.message)
         capture = replace(
-            self.plain.capture,
-            tables=tuple(types.of(table) for table in self.plain.capture.tables),
+            _with_types(self.plain.capture, types, names),
             loss_amp_dtype=types.loss,
             amp_error=types.error,
             amp_nonfinite=types.nonfinite,
@@ -117,8 +130,22 @@ class IslandTrials:
             amp_fed_nonfinite=types.fed,
             amp_loss_finite=types.finite_loss,
         )
+        parts = [(steps, _with_types(part, types, names)) for steps, part in self.parts]
         self._slowest = max(self._slowest, time.perf_counter() - began)
-        return IslandTrial(names, types, capture, advise(capture), _broken(capture))
+        return IslandTrial(names, types, capture, advise(capture, parts), _broken(capture))
+
+
+def covered(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a module is an island or lies inside one."""
+    return any(name == island or name.startswith(f"{island}.") for island in names)
+
+
+def _with_types(capture: Capture, types: AutocastTypes, names: tuple[str, ...]) -> Capture:
+    """The capture with the types of this trial; operators inside islands compute in FP32."""
+    operations = capture.operations
+    if operations is not None:
+        operations = tuple(replace(t, amp_dtype="float32") if covered(t.module, names) else t for t in operations)
+    return replace(capture, tables=tuple(types.of(table) for table in capture.tables), operations=operations)
 
 
 def _broken(capture: Capture) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ METRIC_FLOOR = 0.005  # of the FP32 metric: half a point of accuracy
 MARGIN_CAP = 0.02  # of the FP32 value: beyond 2 % nobody calls two runs equal, however far apart the seeds are
 ENOUGH_POWER = 0.8  # the usual planning value: four equal pairs of arms in five are found equivalent
 MOST_SEEDS = 100  # nobody trains more often than that to try a precision
+SAME = 1e-6  # of a metric's size: values nearer than this are one value, summed up in another order in FP32
+FAR = 0.05  # of a metric's size: values as far apart are a success and a failure, and no single step
+NO_WIDTH = 1e-3  # of a metric's step: an interval that is narrower has the width of FP32's rounding
 QUANTILES = 500  # of the spread's distribution, to average power over; error below 0.001
 
 
@@ -41,13 +45,29 @@ class Margin:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Verdict (equivalent, better, worse, inconclusive) and the figures behind it; see accuracy.PairedTest."""
+    """Verdict (equivalent, better, worse, inconclusive) and the figures behind it; see accuracy.PairedTest.
+
+    resolution: what an interval of no width was widened by, None where it has a width of its own.
+    """
 
     verdict: str
     interval: tuple[float, float] | None
     noninferior: bool | None = None
     upper_bound: float | None = None
     spread: float | None = None
+    resolution: float | None = None
+
+
+def resolution_of(values: Sequence[float]) -> float | None:
+    """The smallest step between two distinct values of a metric over all runs; None where no two differ by little.
+
+    A metric that counts (hits among 360 images) moves in steps, and what is smaller than a step it cannot show. A run
+    that failed is far from the others, which tells nothing of steps.
+    """
+    finite = sorted(value for value in values if math.isfinite(value))
+    size = max((abs(value) for value in finite), default=0.0)
+    gaps = (b - a for a, b in itertools.pairwise(finite))
+    return min((gap for gap in gaps if SAME * size < gap < FAR * size), default=None)
 
 
 def margin_for(baseline: Sequence[float], scale: float, floor: float, asked: float | None = None) -> Margin:
@@ -88,15 +108,26 @@ def _surely(count: int) -> float:
     return math.sqrt((count - 1) / float(chi2.ppf(SEED_SURE, count - 1)))
 
 
-def judge(differences: Sequence[float], margin: float, lower_is_better: bool, beyond: float | None = None) -> Judgement:
+def judge(
+    differences: Sequence[float],
+    margin: float,
+    lower_is_better: bool,
+    beyond: float | None = None,
+    resolution: float | None = None,
+) -> Judgement:
     """The verdict on paired differences (candidate less baseline, finite, at least one).
 
-    Equivalent within `margin`; worse or better past `beyond` (None: past the margin too).
+    Equivalent within `margin`; worse or better past `beyond` (None: past the margin too). resolution: of a metric; an
+    interval that is narrower than rounding, because all pairs differ by the same, is as wide as that to both sides:
+    equal differences tell no spread, only that it is within a step. None: the differences are exact.
     """
     beyond = margin if beyond is None else beyond
     if len(differences) < 2:
         return Judgement("inconclusive", None)
     low, high = interval = _interval(differences)
+    coarse = resolution is not None and high - low < NO_WIDTH * resolution
+    if coarse and resolution is not None:
+        low, high = interval = low - resolution, high + resolution
     harm = high if lower_is_better else -low
     spread = statistics.stdev(differences)
     inside = low == high == 0 or (-margin < low and high < margin)  # equal to the bit is equal by any margin
@@ -106,7 +137,7 @@ def judge(differences: Sequence[float], margin: float, lower_is_better: bool, be
         verdict = "worse" if (low > 0) == lower_is_better else "better"
     else:
         verdict = "inconclusive"
-    return Judgement(verdict, interval, inside or harm < margin, harm, spread)
+    return Judgement(verdict, interval, inside or harm < margin, harm, spread, resolution if coarse else None)
 
 
 def _interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -149,8 +180,8 @@ def seeds_needed(judgement: Judgement, margin: Margin) -> int | None:
     The spread is taken as seen, the true difference as the point of the 90 % interval that is nearest to zero: the mean
     of three differences is mostly noise, and planning with it would follow the noise.
     """
-    if judgement.interval is None or judgement.spread is None:
-        return None
+    if judgement.interval is None or judgement.spread is None or judgement.resolution is not None:
+        return None  # more seeds make the metric's steps no finer
     low, high = judgement.interval
     nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
     spread = judgement.spread

@@ -5,9 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpdiag.settings import MIN_VERIFY_STEPS
+from mpdiag.training.precision import Precision
 from mpdiag.verify.arms import BASELINE, FP16, Arm
 
-CUT_FIRST = ("fp16-pure", "fp32-configured", "bf16", "fp16-unscaled", "fp16-plan")  # least needed for the answer first
+CUT_FIRST = ("fp16-pure", "fp32-configured", "bf16", "fp16-unscaled")  # least needed for the answer first
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a rehearsal of the baseline and of FP16 measured. step_seconds: of each, by arm.
+
+    build_seconds: to build a model and its optimizer; first_step_seconds: what the first step takes more than a later
+    one; evaluate_seconds: the metric in the baseline, 0 without one.
+    """
+
+    step_seconds: dict[str, float]
+    build_seconds: float = 0.0
+    first_step_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+
+    def besides(self, arm: str, precision: Precision) -> float:
+        """Seconds a training run of any arm takes besides its steps; the metric is as much slower as the steps are."""
+        baseline = self.step_seconds[BASELINE]
+        slower = max(1.0, self.of(arm, precision) / baseline) if baseline else 1.0
+        return self.build_seconds + self.first_step_seconds + slower * self.evaluate_seconds
+
+    def of(self, arm: str, precision: Precision) -> float:
+        """Seconds a step of any arm: FP16's for a mixed one, the baseline's for the others."""
+        return self.step_seconds[arm if arm in self.step_seconds else FP16 if precision.autocast else BASELINE]
 
 
 @dataclass(frozen=True)
@@ -21,28 +46,29 @@ class Plan:
 
 
 def fit(
-    arms: list[Arm],
-    steps: int,
-    seeds: int,
-    step_seconds: dict[str, float],
-    budget_seconds: float,
-    run_seconds: float = 0.0,
+    arms: list[Arm], steps: int, seeds: int, pace: Pace, budget_seconds: float, budget_words: str | None = None
 ) -> Plan:
     """The largest plan within the budget: fewer steps first, then fewer seeds, then fewer arms.
 
-    step_seconds: measured seconds a step of the baseline and of FP16; other mixed arms are taken to cost as FP16.
-    run_seconds: what a run costs besides its steps, building the model and evaluating the metric. A plan of one seed
-    with FP32 and FP16 at the fewest steps is kept even over budget: less says nothing.
+    A plan of one seed with FP32 and FP16 at the fewest steps is kept even over budget: less says nothing.
+    budget_words: for what is cut, where these seconds are only a part of the budget that was asked for.
     """
     cut: list[str] = []
+
+    def why() -> str:
+        told = budget_words or f"the time budget is {budget_seconds:g} s"
+        return "the time budget was too short" if cut else told  # in full once
+
     kept = list(arms)
     wanted_steps, wanted_seeds = steps, seeds
 
     def seconds_a_step() -> float:
-        return sum(step_seconds[BASELINE if a.precision.autocast is None else FP16] for a in kept)
+        return sum(pace.of(a.name, a.precision) for a in kept)
 
     def affordable(count: int) -> int:
-        left = budget_seconds / count - run_seconds * len(kept)
+        left = budget_seconds / count - sum(pace.besides(a.name, a.precision) for a in kept)
+        if count > 1:  # the weights of the other seeds come from a model each
+            left -= pace.build_seconds * (count - 1) / count
         return max(0, int(left / seconds_a_step())) if seconds_a_step() else wanted_steps
 
     steps = min(steps, affordable(seeds))
@@ -55,13 +81,11 @@ def fit(
         dropped = [a for a in kept if a.name == name]
         if dropped:
             kept.remove(dropped[0])
-            cut.append(f"arm {name}: not run, the time budget of {budget_seconds:g} s was too short")
+            cut.append(f"arm {name}: not run, {why()}")
             steps = min(wanted_steps, affordable(seeds))
     steps = max(steps, min(MIN_VERIFY_STEPS, wanted_steps))
     if steps < wanted_steps:
-        cut.append(
-            f"only {steps} of {wanted_steps} steps were trained, to keep the time budget of {budget_seconds:g} s"
-        )
+        cut.append(f"only {steps} of {wanted_steps} steps were trained: {why()}")
     if seeds < wanted_seeds:
-        cut.append(f"only {seeds} of {wanted_seeds} seeds were run, to keep the time budget of {budget_seconds:g} s")
+        cut.append(f"only {seeds} of {wanted_seeds} seeds were run: {why()}")
     return Plan(tuple(kept), steps, seeds, tuple(cut))

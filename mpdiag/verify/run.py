@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,13 +27,15 @@ from mpdiag.verify.controls import control_outcomes
 from mpdiag.verify.cost_ratios import cost_comparisons, with_costs
 from mpdiag.verify.cost_run import CostRun, CostsAsked
 from mpdiag.verify.curve_band import curve_bands
-from mpdiag.verify.plan import Plan, fit
+from mpdiag.verify.deadline import Deadline, left_of, short
+from mpdiag.verify.plan import Pace, Plan, fit
 from mpdiag.verify.prediction import compare_with_fp16
 from mpdiag.verify.trials import train_arm
 from mpdiag.verify.verdict import decide, train_with
 
 REHEARSAL_STEPS = 4  # the first is warm-up; of the others the quickest counts, for others may use the machine
-OVERRUN = 1.1  # past this much of its share of the budget no further run is begun
+OVERRUN = 1.1  # no further run is begun that would end past this much of its share of the budget
+LEAST_COUNTS = 3  # steps of a prediction: what is foretold is an FP32 step and one that flushes, FP16's own is seen
 NAMED_UNRUN = 6
 NO_GPU = "needs a CUDA GPU; this run was on the CPU"
 
@@ -52,9 +55,11 @@ class VerificationRun:
     cut: list[str] = field(default_factory=list)
     prediction: Prediction | None = None
     prediction_reason: str | None = "not measured: the verification ended before it"
+    prediction_cut: tuple[str, ...] = ()
     costs: CostRun | None = None
     halvings: int = 0
     _halved_note: tuple[str, ...] = ()
+    _spent: dict[str, float] = field(default_factory=dict)
     missing: str = "the verification ended before it"
 
     def record(self, interrupted: bool = False) -> Verification:
@@ -78,7 +83,7 @@ class VerificationRun:
             reason,
             self.prediction,
             self.prediction_reason,
-            (*self.cut, *(self.costs.cut if self.costs is not None else ()), *self._metric_notes()),
+            (*self.prediction_cut, *self.cut, *(self.costs.cut if self.costs else ()), *self._metric_notes()),
             None if interrupted else train_with(comparisons, self.advice),
             curves=curve_bands(trials),
             controls=control_outcomes(comparisons),
@@ -89,23 +94,41 @@ class VerificationRun:
         measured = (name for trial in self.trials for name in trial.metric or {})
         return metric_notes(measured, self.job.margins, self.job.better)
 
-    def predict(self, capture: Capture, seed: int, steps: int) -> None:
-        """Compare what the FP32 counts foretell with what FP16 does, after 0 and after `steps` FP32 steps."""
+    def predict(
+        self, capture: Capture, seed: int, steps: int, seconds: float = math.inf, pace_seconds: float = 0.0
+    ) -> None:
+        """Compare what the FP32 counts foretell with what FP16 does, after 0 and after `steps` FP32 steps.
+
+        seconds: for all of it; what does not fit is cut and named. pace_seconds: a counted step's, 0 where not known.
+        """
+        if LEAST_COUNTS * pace_seconds > seconds:
+            needs = f"it takes at least {short(LEAST_COUNTS * pace_seconds)}"
+            self.prediction_reason = f"not measured: {needs}, the time budget has {short(seconds)} for it"
+            return
+        deadline = Deadline(seconds)
         scale = self.advice.loss_scale
         k = scale.log2_scale if scale.log2_scale is not None else scale.upper_log2
         types = {(table.kind, table.name): table.amp_dtype for table in capture.tables}
         start = self.job.start(seed, steps)
         try:
-            found = compare_with_fp16(self.job, start, self.device, types, tuple(dict.fromkeys((0, k or 0))), steps)
+            scales = tuple(dict.fromkeys((0, k or 0)))
+            found = compare_with_fp16(self.job, start, self.device, types, scales, steps, deadline)
         except MpdiagError as error:
             self.prediction_reason = f"not measured: {error.message}"
             return
-        self.prediction, self.prediction_reason = found, None if found.tensors else "no tensor is FP16 under autocast"
+        none = f"not measured: {deadline.cut[-1]}" if deadline.cut else "no tensor is FP16 under autocast"
+        self.prediction, self.prediction_reason = found, None if found.tensors else none
+        self.prediction_cut = tuple(f"prediction: {line}" for line in deadline.cut) if found.tensors else ()
 
     def run(
-        self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report, asked: CostsAsked | None = None
-    ) -> None:
-        """Train every arm for every seed (seed by seed, so that pairs are complete), then measure costs on a GPU."""
+        self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report, asked: CostsAsked | None = None,
+        spent: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Train every arm for every seed (seed by seed, so that pairs are complete), then measure costs on a GPU.
+
+        budget_seconds: what is left of the time budget. spent: on what the rest went, seconds by its words.
+        """
+        self._spent = dict(spent or {})
         try:
             self._run(seed, steps, seeds, budget_seconds, report, asked or CostsAsked())
         except BaseException:
@@ -158,23 +181,39 @@ class VerificationRun:
         report: Report,
     ) -> Plan:  # fmt: skip
         budget_seconds = (TRAINING_SHARE if measures else 1.0) * whole_seconds
-        step_seconds, run_seconds = self._rehearse(arms, seed)
-        spent = time.perf_counter() - began
-        plan = fit(arms, steps, seeds, step_seconds, max(budget_seconds - spent, 0.0), run_seconds)
+        pace = self._rehearse(arms, seed)
+        used = time.perf_counter() - began
+        left = max(budget_seconds - used, 0.0)
+        spent = {**self._spent, "trying out FP32 and FP16 took": used, "the costs have": whole_seconds - budget_seconds}
+        words = left_of(whole_seconds + sum(self._spent.values()), left, spent)
+        plan = fit(arms, steps, seeds, pace, left, words)
         self.cut += plan.cut
         if measures:
-            self.costs = CostRun(self.job, plan.arms, self.device, seed, self.on_progress)
-            samples = samples_in(self._start(seed, 1).batch(0))
+            self.costs = CostRun(self.job, plan.arms, self.device, seed, self.on_progress, pace)
+            first = self._start(seed, 1)
+            samples = samples_in(first.batch(0), first.batch_dim)
             self.costs.begin_memory_beside(samples, whole_seconds, report)
+        longest = {
+            arm.name: pace.besides(arm.name, arm.precision) + plan.steps * pace.of(arm.name, arm.precision)
+            for arm in plan.arms
+        }
+
+        def over(needs_seconds: float) -> bool:
+            return time.perf_counter() - began + needs_seconds > OVERRUN * budget_seconds
+
         for index in range(plan.seeds):
-            if index > 0 and time.perf_counter() - began > OVERRUN * budget_seconds:
+            owed = {name: longest[name] for name in (BASELINE, FP16)}  # the pair without which a seed says nothing
+            if index > 0 and over(pace.build_seconds + sum(owed.values())):
                 break  # before the batches of another seed are drawn
             start = self._start((seed + index) % 2**64, plan.steps)
             for arm in plan.arms:
-                if index > 0 and time.perf_counter() - began > OVERRUN * budget_seconds:
-                    break
+                if arm.name not in owed and over(longest[arm.name] + sum(owed.values())):
+                    continue  # a quicker one may still fit
                 report(f"verify {arm.name}, seed {start.seed} ({index + 1} of {plan.seeds}), {plan.steps} steps")
+                ran = time.perf_counter()
                 self.trials.append(train_arm(self.job, arm, start, plan.steps, self.device))
+                longest[arm.name] = time.perf_counter() - ran
+                owed.pop(arm.name, None)
                 self.on_progress()
         self._note_unrun(plan, seed)
         return plan
@@ -193,19 +232,20 @@ class VerificationRun:
             named = ", ".join(unrun[:NAMED_UNRUN]) + (f" and {total - NAMED_UNRUN} more" if total > NAMED_UNRUN else "")
             self.cut.append(f"not run, the time budget was used up: {named}")
 
-    def _rehearse(self, arms: list[Arm], seed: int) -> tuple[dict[str, float], float]:
-        """Seconds a step of the baseline and of FP16, and seconds a run besides its steps, to plan with.
+    def _rehearse(self, arms: list[Arm], seed: int) -> Pace:
+        """The pace of the baseline and of FP16, to plan with.
 
         An FP16 arm that fails counts as the baseline; so does a metric that fails as free.
         """
         start = self._start(seed, 1)
         seconds: dict[str, float] = {}
-        besides = 0.0
+        first: list[float] = []
+        build = evaluate = 0.0
         for arm in (a for a in arms if a.name in (BASELINE, FP16)):
             try:
                 opened = time.perf_counter()
                 with open_session(self.job, start, arm.precision, self.device) as run:
-                    besides = max(besides, time.perf_counter() - opened)
+                    build = max(build, time.perf_counter() - opened)
                     times = []
                     for step in range(REHEARSAL_STEPS):
                         began = time.perf_counter()
@@ -213,12 +253,14 @@ class VerificationRun:
                         float(next(iter(losses.values())))  # wait for the device
                         times.append(time.perf_counter() - began)
                     seconds[arm.name] = min(times[1:])
+                    first.append(times[0] - seconds[arm.name])
                     if arm.name == BASELINE:
                         began = time.perf_counter()
                         run.evaluate()
-                        besides += time.perf_counter() - began
+                        evaluate = time.perf_counter() - began
             except MpdiagError as error:
                 if arm.name == BASELINE or error.slug == "out-of-memory":
                     raise
                 seconds[arm.name] = seconds.get(BASELINE, 0.0)
-        return seconds, besides
+        # the first of all first steps starts the device: of two, the shorter one is what every run has
+        return Pace(seconds, build, max(min(first), 0.0), evaluate)

@@ -53,12 +53,12 @@ LAYOUTS = {
 }
 
 
-def _both(gpu, values, there, weight=False):
+def _both(gpu, values, there, weight=False, module_type=""):
     """(row of the usual table, row of the block table) by the kernel, and by the portable path on the CPU."""
     found = []
     for device, tensor in ((gpu, there), (CPU, values)):
         table = CountTable(device, rows=4)
-        table.add_with_blocks(2, tensor, weight)
+        table.add_with_blocks(2, tensor, weight, module_type)
         found.append((table.take(), table.hand_over_blocks().values().clone()))
     return found
 
@@ -76,6 +76,18 @@ def test_the_kernel_counts_what_the_portable_path_counts(dtype, kind, layout, gp
     view = LAYOUTS[layout](base)
     for weight in (False, True):
         fast, slow = _both(gpu, view, _same_place(view, base, gpu), weight)
+        assert fast[0] == slow[0]
+        assert torch.equal(fast[1], slow[1])
+
+
+@pytest.mark.parametrize("channels", [3, 32, 40, 64])
+@pytest.mark.parametrize("module_type", ["Conv2d", "ConvTranspose2d", "Linear"])
+@pytest.mark.parametrize("last", [False, True])
+def test_images_and_filters_have_the_same_rows_on_both_paths(channels, module_type, last, gpu):
+    values = KINDS_OF_VALUES["wide"](6 * channels * 7 * 5).view(6, channels, 7, 5)
+    view = values.to(memory_format=torch.channels_last) if last else values
+    for weight in (False, True):
+        fast, slow = _both(gpu, view, _same_place(view, view, gpu), weight, module_type)
         assert fast[0] == slow[0]
         assert torch.equal(fast[1], slow[1])
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def measured():
-    return measure_ceilings(torch.device("cuda", 0), seconds=1.0)
+    return measure_ceilings(torch.device("cuda", 0))
 
 
 def test_sustained_speeds_stand_in_a_plausible_order(measured):
@@ -33,6 +33,17 @@ def test_sustained_speeds_stand_in_a_plausible_order(measured):
     assert 0.7 < speed["FP16"] / speed["BF16"] < 1.4
     assert speed["FP32"] < speed["TF32"] < speed["FP16"]
     assert ceilings.copy_gbytes_per_second > 100
+
+
+def test_every_ceiling_has_its_window_and_its_clock_and_a_burst_is_one(measured):
+    ceilings, calibration = measured
+    assert sum(ceilings.window_seconds.values()) == pytest.approx(ceilings.seconds)
+    for name in (FP16_MATMUL, FP32_MATMUL):
+        assert 1.0 < ceilings.window_seconds[name] < 1.6
+    for body in calibration.bodies:
+        if body.first_clock_mhz is None or body.sm_clock_mhz is None:
+            pytest.skip("NVML tells no clock here")
+        assert (body.body in ceilings.bursts) == (body.sm_clock_mhz < 0.97 * body.first_clock_mhz)
 
 
 def test_the_fp32_body_is_ieee_and_the_tf32_body_is_not(measured):
@@ -55,7 +66,7 @@ def test_gpm_tells_products_in_tensor_cores_from_other_work(measured):
 
 def test_measuring_ceilings_leaves_random_numbers_settings_and_memory_as_they_were(gpu):
     before = torch.cuda.get_rng_state(), torch.backends.cuda.matmul.fp32_precision, torch.cuda.memory_allocated()
-    measure_ceilings(gpu, seconds=0.1, names=(FP32_MATMUL, "TF32 matmul"))
+    measure_ceilings(gpu, seconds=0.6, names=(FP32_MATMUL, "TF32 matmul"))
     after = torch.cuda.get_rng_state(), torch.backends.cuda.matmul.fp32_precision, torch.cuda.memory_allocated()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -94,7 +105,7 @@ def test_energy_and_activity_of_windows_in_turns(gpu, measured):
     for use in (fp32, fp16):
         assert use.idle_watts < use.watts < 1.1 * limit
         assert use.interval[0] <= use.joules_per_sample <= use.interval[1]
-        assert 0 < use.joules_per_sample_above_idle < use.joules_per_sample
+        assert 0 < use.joules_per_sample_above_idle < use.joules_per_sample, use.above_idle_reason
         assert 0 < use.idle_share < 1
     assert fp16.joules_per_sample < fp32.joules_per_sample / 4
     if calibration.usable:
@@ -102,8 +113,22 @@ def test_energy_and_activity_of_windows_in_turns(gpu, measured):
         assert (plain.used, products.used) == (None, True)
 
 
+def test_few_windows_of_energy_tell_nothing_above_idle(gpu):
+    from contextlib import contextmanager
+
+    @contextmanager
+    def ready(name):
+        with ready_body(name, matmul_size(gpu), gpu) as body:
+            yield _Body(body.step)
+
+    (use,) = energy_from(windows_of_arms((FP16_MATMUL,), ready, gpu, 2.5, 1))
+    assert use.joules_per_sample_above_idle is None
+    assert use.above_idle_reason
+
+
 def test_a_rest_reads_idle(gpu):
     sharing, rest = look_for_others(gpu)
+    assert sharing.state.power_watts is None
     assert sharing.busy is not True, sharing.reason
     if rest.tick_seconds is not None:
         assert 0.005 < rest.tick_seconds < 1.5
@@ -140,7 +165,7 @@ def test_counters_name_the_arithmetic_of_a_step(tmp_path, gpu):
     path = tmp_path / "model.py"
     path.write_text(
         "import torch\n"
-        "def build_model(): return torch.nn.Linear(1024, 1024)\n"
+        "def build_model(): return torch.nn.Linear(1024, 1024, bias=False)\n"  # its gradient would be a product too
         "def train_batches(): return [(torch.randn(256, 1024), torch.randn(256, 1024)) for _ in range(2)]\n"
         "def compute_loss(model, batch): return ((model(batch[0]) - batch[1]) ** 2).mean()\n"
     )
@@ -154,3 +179,45 @@ def test_counters_name_the_arithmetic_of_a_step(tmp_path, gpu):
         expected = {name: 2 * 2 * 256 * 1024**2 if name == dtype else 0 for name in ("fp16", "bf16", "tf32")}
         for name, operations in expected.items():
             assert found.operations[name] == pytest.approx(operations, rel=0.02), dataclasses.asdict(found)
+
+
+def test_fp32_attention_runs_on_tensor_cores_in_tf32_and_its_kernels_are_known_by_name(tmp_path, gpu):
+    from mpdiag.costs.kernel_names import splits_fp32
+    from mpdiag.costs.ladder import ladder_of
+    from mpdiag.measure.counters import WARMUP_STEPS, counters_of_arm
+    from mpdiag.measure.steady import steady_run
+    from mpdiag.measure.trace import trace_arm
+    from mpdiag.target import load_job
+    from mpdiag.training.precision import FP32_IEEE
+
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("tensor cores with TF32 came with Ampere")
+    batch, heads, length, width = 16, 4, 256, 64
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import torch\n"
+        "from torch.nn.attention import SDPBackend, sdpa_kernel\n"
+        "class Attention(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.scale = torch.nn.Parameter(torch.ones(()))\n"
+        "    def forward(self, x):\n"
+        "        q, k, v = (part * self.scale for part in x.unbind(1))\n"
+        "        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):\n"
+        "            return torch.nn.functional.scaled_dot_product_attention(q, k, v)\n"
+        "def build_model(): return Attention()\n"
+        f"def train_batches(): return [torch.randn({batch}, 3, {heads}, {length}, {width}) for _ in range(2)]\n"
+        "def compute_loss(model, batch): return (model(batch) ** 2).mean()\n"
+    )
+    job = load_job(str(path))
+    with steady_run(job, job.start(0, 1), FP32_IEEE, gpu, WARMUP_STEPS) as run:
+        traced = dataclasses.replace(trace_arm(run), arm="fp32")
+    attention = [kernel for kernel in traced.time.top if splits_fp32(kernel.name)]
+    assert attention, [kernel.name for kernel in traced.time.top]
+    assert any("attention (fmha_cutlass" in told for told in ladder_of(traced).disagreements)
+    found = counters_of_arm("fp32", job, FP32_IEEE, 0, gpu)
+    if found.operations is None:
+        pytest.skip(f"CUPTI: {found.reason}")
+    products = 7 * 2 * batch * heads * length**2 * width  # two forward, five backward
+    assert found.operations["fp16"] == found.operations["bf16"] == 0
+    assert 2.9 * products < found.operations["tf32"] < 6.5 * products, dataclasses.asdict(found)

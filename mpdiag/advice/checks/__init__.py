@@ -42,6 +42,7 @@ from mpdiag.advice.checks.operations import (
 )
 from mpdiag.advice.checks.operators import AutocastFails, BceUnsafe, LossInHalf, MustStayFp32
 from mpdiag.advice.checks.optimizer_state import BetaRoundsToOne, EpsOfOptimizer, NothingTrains, SecondMomentUnderflow
+from mpdiag.advice.checks.own_scaler import ClippedWhileScaled, MixedScales
 from mpdiag.advice.checks.performance import (
     LatencyBound,
     LowProductShare,
@@ -111,6 +112,8 @@ CAPTURE_CHECKS: tuple[Check, ...] = (
     LossScaledTwice(),
     RowsRepeated(),
     NothingTrains(),
+    ClippedWhileScaled(),
+    MixedScales(),
     Fp8Underflow(),
     Fp8DelayedSpike(),
     Fp8Alignment(),

@@ -9,13 +9,20 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mpdiag.diagnosis import Advice, Capture, Diagnosis, Finding, LossScaleAdvice, Verification
+from mpdiag.finding import Certainty
 
 
 class Rule(ABC):
-    """One diagnosis: a stable code and a kebab-case name. Its docstring is its page; its `find` is a subclass's."""
+    """One diagnosis: a stable code and a kebab-case name. Its docstring is its page; its `find` is a subclass's.
+
+    certainty: what its findings rest on; a finding that rests on more says so itself. has_limit: whether a number
+    decides, which then stands in each finding's evidence as `limit`; False where something is there or is not.
+    """
 
     code: ClassVar[str]
     name: ClassVar[str]
+    certainty: ClassVar[Certainty]
+    has_limit: ClassVar[bool] = True
 
     def finding(
         self,
@@ -23,17 +30,20 @@ class Rule(ABC):
         subject: str,
         message: str,
         remedy: str,
-        evidence: dict[str, float | str | None],
+        evidence: dict[str, bool | int | float | str | None],
         snippet: str | None = None,
         source: str | None = None,
+        certainty: Certainty | None = None,
     ) -> Finding:
-        """A Finding under this check's code and name."""
-        return Finding(self.code, self.name, severity, subject, message, evidence, remedy, snippet, source)
+        """A Finding under this check's code and name; certainty: where it is not the check's own."""
+        sure = certainty or self.certainty
+        return Finding(self.code, self.name, severity, subject, message, evidence, remedy, snippet, source, sure)
 
     @classmethod
     def page(cls) -> str:
         """What `mpdiag explain` prints."""
-        return f"{cls.code} {cls.name}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n"
+        about = inspect.cleandoc(cls.__doc__ or "")
+        return f"{cls.code} {cls.name}\n\n{about}\n\nHow sure: {cls.certainty}: {cls.certainty.meaning}.\n"
 
 
 class Check(Rule):
@@ -63,6 +73,11 @@ class RunCheck(Rule):
 def number(value: float) -> str:
     """A magnitude for people: 66,246 or 0.003."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def owner(parameter: str) -> str:
+    """The module that holds a parameter, by their names; a parameter of the model itself has none, and stays."""
+    return parameter.rpartition(".")[0] or parameter
 
 
 def island(module: str) -> str:

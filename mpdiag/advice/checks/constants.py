@@ -9,6 +9,7 @@ from typing import ClassVar
 from mpdiag.advice.checks.check import Check, number
 from mpdiag.advice.checks.operations import forward
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice
+from mpdiag.finding import Certainty
 from mpdiag.formats import FP16
 from mpdiag.operations import OpRole, OpTable
 
@@ -32,6 +33,7 @@ class MaskConstant(Check):
 
     code: ClassVar[str] = "MP305"
     name: ClassVar[str] = "mask-constant"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per constant."""
@@ -50,6 +52,7 @@ class MaskConstant(Check):
                 {"value": value, "limit": -FP16.max if value < 0 else FP16.max, "error": table.amp_error},
                 "scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)\n",
                 table.source,
+                Certainty.SEEN if table.amp_error else None,
             )
 
 
@@ -68,6 +71,7 @@ class EpsUnderflow(Check):
 
     code: ClassVar[str] = "MP306"
     name: ClassVar[str] = "eps-underflow"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per eps."""
@@ -114,6 +118,7 @@ class LogOfSoftmax(Check):
 
     code: ClassVar[str] = "MP307"
     name: ClassVar[str] = "log-of-softmax"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per logarithm."""
@@ -149,6 +154,7 @@ class IntegersInHalf(Check):
 
     code: ClassVar[str] = "MP308"
     name: ClassVar[str] = "integers-in-fp16"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per tensor of integers."""

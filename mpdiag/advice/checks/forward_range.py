@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import ClassVar
 
-from mpdiag.advice.checks.check import Check, island, number
+from mpdiag.advice.checks.check import Check, island, number, owner
 from mpdiag.advice.checks.operations import SQUARES_LOST, forward, share_lost
-from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind, TensorTable
+from mpdiag.diagnosis import BF16_SNIPPET, Capture, Finding, LossScaleAdvice, TensorKind, TensorTable
+from mpdiag.finding import Certainty
 from mpdiag.formats import FP16, FP32
 from mpdiag.operations import OpRole
 
 _SHARE_LOST = 0.01  # of the non-zero elements: the rule catalogue's R27
 _ENERGY_LOST = 0.01  # of the squared norm; a layer scale of 1e-6, which its residual stream hides, loses 1e-5
+_IMAGE, _LARGE = 200, 1000  # an 8-bit image nearly always has a pixel above 200; FP16 is coarser than 1/2 from 1024 on
 _FP16_ROUNDING = 2.0**-22  # of the squared norm: what rounding to 11 bits costs anyway
 
 
@@ -34,6 +36,7 @@ class ActivationOverflow(Check):
 
     code: ClassVar[str] = "MP101"
     name: ClassVar[str] = "activation-overflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per activation."""
@@ -53,6 +56,7 @@ class ActivationOverflow(Check):
                 {"abs_max": table.abs_max, "limit": FP16.overflows_at, "headroom_log2": octaves},
                 island(table.name),
                 table.source,
+                Certainty.SEEN if over and table.name in capture.amp_nonfinite else None,
             )
 
 
@@ -72,6 +76,7 @@ class NonfiniteInHalf(Check):
 
     code: ClassVar[str] = "MP102"
     name: ClassVar[str] = "nonfinite-in-fp16"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """The first module only."""
@@ -138,11 +143,12 @@ class InputRange(Check):
 
     code: ClassVar[str] = "MP103"
     name: ClassVar[str] = "input-range"
+    certainty: ClassVar[Certainty] = Certainty.MEASURED
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
         largest = capture.input_abs_max
-        if largest is None or not (200 <= largest <= 255 or largest >= 1000):
+        if largest is None or not (_IMAGE <= largest <= 255 or largest >= _LARGE):
             return
         image = largest <= 255
         yield self.finding(
@@ -150,7 +156,7 @@ class InputRange(Check):
             "the input batch",
             f"the inputs reach {number(largest)}" + (": pixels left in 0..255" if image else ""),
             "divide by 255" if image else "standardise the inputs",
-            {"abs_max": largest},
+            {"abs_max": largest, "limit": _IMAGE if image else _LARGE},
             "x = x / 255" if image else "x = (x - mean) / std",
         )
 
@@ -169,6 +175,7 @@ class WeightOverflow(Check):
 
     code: ClassVar[str] = "MP104"
     name: ClassVar[str] = "weight-overflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per weight."""
@@ -180,7 +187,8 @@ class WeightOverflow(Check):
                     f"{table.name} holds {number(table.abs_max)}, beyond FP16's 65504",
                     "train in BF16, or keep this module in FP32",
                     {"abs_max": table.abs_max, "limit": FP16.overflows_at},
-                    source=table.source,
+                    island(owner(table.name)),
+                    table.source,
                 )
 
 
@@ -200,6 +208,7 @@ class ActivationUnderflow(Check):
 
     code: ClassVar[str] = "MP105"
     name: ClassVar[str] = "activation-underflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per activation, and the first operation of each module."""
@@ -228,5 +237,6 @@ class ActivationUnderflow(Check):
             f"{share * 100:.1f} % of the non-zero elements of {what} become zero in FP16",
             "train in BF16, or bring the activations nearer to 1",
             {**more, "underflow": share, "energy_lost": energy, "limit": _SHARE_LOST},
-            source=source,
+            BF16_SNIPPET,
+            source,
         )

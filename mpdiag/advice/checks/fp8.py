@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, RunCheck, number
-from mpdiag.advice.checks.performance import FP16_TILE, misaligned
+from mpdiag.advice.checks.performance import FP16_TILE, misaligned, widened
 from mpdiag.advice.other_formats import PER_TENSOR, what_if
 from mpdiag.diagnosis import Capture, Diagnosis, Finding, LossScaleAdvice, TensorKind
+from mpdiag.finding import Certainty
 from mpdiag.formats import E4M3, E5M2
 
 _FP8_TILE = 16  # channels: torch._scaled_mm demands it
 _NOTICED = 0.1  # of the products' FLOPs
 _HISTORY = 4  # steps before a spike can be called one; Transformer Engine's own history is 1024
+_TORCHAO = """\
+from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name("{}"))  # {}
+"""
 _SATURATES_FROM = (2, 12)  # torch's E4M3 cast: pytorch#178817
 
 
@@ -33,6 +38,7 @@ class Fp8Underflow(Check):
 
     code: ClassVar[str] = "MP701"
     name: ClassVar[str] = "fp8-underflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the half of the step that loses most."""
@@ -47,6 +53,7 @@ class Fp8Underflow(Check):
                 f"{worst.part} pass lose more than 1 %; {worst.worst} loses {worst.worst_underflow * 100:.1f} %",
                 "scale by row or by block, or keep these layers in BF16",
                 {"tensors": worst.losing, "of": worst.tensors, "worst": worst.worst_underflow, "limit": 0.01},
+                _TORCHAO.format("rowwise", "a scale for each row"),
             )
 
 
@@ -65,6 +72,7 @@ class Fp8DelayedSpike(Check):
 
     code: ClassVar[str] = "MP702"
     name: ClassVar[str] = "fp8-delayed-spike"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the tensor with the largest jump; the others are counted."""
@@ -86,7 +94,8 @@ class Fp8DelayedSpike(Check):
                 + (f", and {others} more" if others else ""),
                 "for FP8, take current scaling",
                 {"ratio": ratio, "step": step, "limit": 2, "tensors": others + 1},
-                source=table.source,
+                _TORCHAO.format("tensorwise", "from the tensor itself, in each step"),
+                table.source,
             )
 
 
@@ -104,6 +113,7 @@ class Fp8CastOldTorch(RunCheck):
 
     code: ClassVar[str] = "MP703"
     name: ClassVar[str] = "fp8-cast-old-torch"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, diagnosis: Diagnosis) -> Iterator[Finding]:
         """At most one."""
@@ -139,6 +149,7 @@ class Fp8Alignment(Check):
 
     code: ClassVar[str] = "MP704"
     name: ClassVar[str] = "fp8-alignment"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the layer with most FLOPs; the others are counted."""
@@ -152,4 +163,5 @@ class Fp8Alignment(Check):
                 f"{layers[0].name} ({layers[0].features_in} to {layers[0].features_out}){others}",
                 "for FP8, pad to multiples of 16",
                 {"flop_share": share, "limit": _NOTICED, "layers": len(layers)},
+                widened(layers[0], _FP8_TILE),
             )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, number
-from mpdiag.advice.loss_scale import DEFAULT_INIT_LOG2, fp16_gradients
-from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind
+from mpdiag.advice.checks.stored_types import KEEP_FP32
+from mpdiag.advice.loss_scale import DEFAULT_INIT_LOG2
+from mpdiag.advice.scale_window import NEGLIGIBLE_ENERGY, fp16_gradients
+from mpdiag.diagnosis import BF16_SNIPPET, Capture, Finding, LossScaleAdvice, TensorKind, TensorTable
+from mpdiag.finding import Certainty
 from mpdiag.formats import FP16
 
+_POOLED = 0.01  # of all FP16 gradient elements: the rule catalogue's R01
+_WORST = 0.05  # of one tensor's: the paper's figure 2b, the least it calls relevant
+CURED = "cured_by_the_scale"  # in MP201's evidence; what the runs show may contradict it
 _SUBNORMAL_OCTAVES = FP16.min_exponent - FP16.min_subnormal_exponent + 1  # 11: from 2^-14 to what rounds to zero
 
 
@@ -20,8 +26,11 @@ class GradientUnderflow(Check):
     Why it is bad: a parameter whose gradient is zero does not learn, and nothing is printed. In the paper's SSD, 31 %
     of the values lost this way made training diverge.
 
-    Threshold: warning when more than 1 % of all FP16 gradient elements, or 5 % of one tensor's, become zero at scale
-    1. Exact zeros and noise-level gradients (mathematically zero: a bias before a norm) do not count.
+    Threshold: more than 1 % of all FP16 gradient elements, or 5 % of one tensor's, become zero at scale 1. Exact zeros
+    and noise-level gradients (mathematically zero: a bias before a norm) do not count. Information where the
+    recommended scale, which the code to paste has, leaves less than that: FP16 is trained with a scale as a rule, and
+    nothing else has to change. Warning where no scale does, or where the runs find a gradient dead (MP604) or the scale
+    collapsed (MP602) all the same.
 
     Remedy: the recommended loss scale; `GradScaler` multiplies the loss and divides the gradients.
 
@@ -30,6 +39,7 @@ class GradientUnderflow(Check):
 
     code: ClassVar[str] = "MP201"
     name: ClassVar[str] = "gradient-underflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the tensor that loses most."""
@@ -39,25 +49,38 @@ class GradientUnderflow(Check):
             return
         worst = max(tables, key=lambda t: t.signal.usage(FP16).underflow)
         worst_share = worst.signal.usage(FP16).underflow
-        if share <= 0.01 and worst_share <= 0.05:
+        if share <= _POOLED and worst_share <= _WORST:
             return
         cure = loss_scale.log2_scale
         after = "" if cure is None else f"; at 2^{cure} it is {_percent(loss_scale.underflow_after)}"
+        cured = cure is not None and _cured(tables, loss_scale, cure)
         yield self.finding(
-            "warning",
+            "info" if cured else "warning",
             worst.name,
-            f"at scale 1, {_percent(share)} of all FP16 gradient elements become zero "
+            f"at scale 1, {_at_least(share)} of all FP16 gradient elements become zero "
             f"({_percent(worst_share)} of {worst.name}'s {worst.kind.replace('_', ' ')}){after}",
             "no global scale cures this: see MP204" if cure is None else f"scale the loss by 2^{cure}",
             {
                 "underflow": share,
                 "worst_underflow": worst_share,
                 "energy_lost": loss_scale.energy_lost_before,
+                "worst_energy_lost": None if loss_scale.most_lost_before is None else loss_scale.most_lost_before.share,
                 "underflow_at_recommended": loss_scale.underflow_after,
+                "limit": _POOLED,
+                "worst_limit": _WORST,
+                CURED: cured,
             },
-            loss_scale.snippet,
+            loss_scale.snippet or BF16_SNIPPET,
             worst.source,
         )
+
+
+def _cured(tables: Sequence[TensorTable], loss_scale: LossScaleAdvice, k: int) -> bool:
+    """Whether at 2^k no gradient loses what would be found at scale 1, or only less than FP16's own rounding."""
+    few = (loss_scale.underflow_after or 0.0) <= _POOLED
+    few = few and all(table.signal.usage(FP16, k).underflow <= _WORST for table in tables)
+    most = loss_scale.most_lost_after
+    return few or (most is not None and most.share <= NEGLIGIBLE_ENERGY)
 
 
 class DefaultScaleOverflows(Check):
@@ -75,6 +98,7 @@ class DefaultScaleOverflows(Check):
 
     code: ClassVar[str] = "MP202"
     name: ClassVar[str] = "default-scale-overflows"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -88,7 +112,12 @@ class DefaultScaleOverflows(Check):
             "GradScaler",
             f"at GradScaler's default start 2^16 the largest gradient overflows; {skips} step(s) would be skipped",
             f"start at 2^{scale}",
-            {"default_log2": DEFAULT_INIT_LOG2, "abs_max": largest, "upper_log2": loss_scale.upper_log2},
+            {
+                "default_log2": DEFAULT_INIT_LOG2,
+                "abs_max": largest,
+                "limit": FP16.overflows_at / 2.0**DEFAULT_INIT_LOG2,
+                "upper_log2": loss_scale.upper_log2,
+            },
             f"init_scale=2.0**{scale}",
         )
 
@@ -107,6 +136,7 @@ class GradientOverflow(Check):
 
     code: ClassVar[str] = "MP203"
     name: ClassVar[str] = "gradient-overflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the largest gradient; the others are counted."""
@@ -122,7 +152,8 @@ class GradientOverflow(Check):
             f"beyond FP16's 65504{others}",
             "use a mean instead of a sum in the loss, or train in BF16",
             {"abs_max": worst.abs_max, "limit": FP16.overflows_at, "tensors": len(over)},
-            source=worst.source,
+            "loss = F.mse_loss(output, target, reduction='mean')  # whichever loss it is: the mean, not the sum\n",
+            worst.source,
         )
 
 
@@ -140,6 +171,7 @@ class RangeConflict(Check):
 
     code: ClassVar[str] = "MP204"
     name: ClassVar[str] = "range-conflict"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -152,8 +184,10 @@ class RangeConflict(Check):
             "error",
             "loss scale",
             f"a scale of 2^{lower} or more is needed for {small}, and 2^{upper} is the most for {large}",
-            "train in BF16, or keep the modules at one end in FP32",
-            {"lower_log2": lower, "upper_log2": upper},
+            f"train in BF16, keep the modules at one end in FP32, or give each end a scale of its own: 2^{upper} and "
+            f"2^{lower}, by a hook between them that multiplies the gradient by 2^{lower - upper}; unscale each by its"
+            " own",
+            {"lower_log2": lower, "upper_log2": upper, "limit": 2.0**upper},
             'with torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = compute_loss(model, batch)\n',
         )
 
@@ -174,6 +208,7 @@ class UpdateStagnation(Check):
 
     code: ClassVar[str] = "MP205"
     name: ClassVar[str] = "update-stagnation"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one for each type the weights are stored in."""
@@ -197,7 +232,9 @@ class UpdateStagnation(Check):
                 if already
                 else "keep FP32 master weights: use autocast, not model.half()",
                 {"stagnant": lost, "limit": 0.1},
-                source=worst.source,
+                KEEP_FP32,
+                worst.source,
+                Certainty.MEASURED if already else None,
             )
 
 
@@ -217,6 +254,7 @@ class GradientSubnormal(Check):
 
     code: ClassVar[str] = "MP206"
     name: ClassVar[str] = "gradient-subnormal"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the tensor with the largest share; the others are counted."""
@@ -242,6 +280,11 @@ class GradientSubnormal(Check):
                 loss_scale.snippet,
                 worst.source,
             )
+
+
+def _at_least(share: float) -> str:
+    """Each tensor is counted for itself: what is zero in one is missing in those before it too."""
+    return f"at least {_percent(share)}" if share >= 0.001 else _percent(share)
 
 
 def _percent(share: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, number
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice
+from mpdiag.finding import Certainty
 from mpdiag.loop import Event, LoopEvent
 
 
@@ -30,6 +31,8 @@ class CustomAutogradFunction(Check):
 
     code: ClassVar[str] = "MP510"
     name: ClassVar[str] = "custom-autograd-function"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per function, where it is called first."""
@@ -65,6 +68,8 @@ class InPlaceSkipsAutocast(Check):
 
     code: ClassVar[str] = "MP511"
     name: ClassVar[str] = "in-place-skips-autocast"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per place."""
@@ -96,6 +101,8 @@ class GradientPenalty(Check):
 
     code: ClassVar[str] = "MP512"
     name: ClassVar[str] = "gradient-penalty"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per place."""
@@ -128,6 +135,8 @@ class BackwardInAutocast(Check):
 
     code: ClassVar[str] = "MP513"
     name: ClassVar[str] = "backward-in-autocast"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per place."""
@@ -160,6 +169,8 @@ class CompiledBackward(Check):
 
     code: ClassVar[str] = "MP514"
     name: ClassVar[str] = "compiled-backward"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -190,6 +201,8 @@ class ScalerWithBf16(Check):
 
     code: ClassVar[str] = "MP515"
     name: ClassVar[str] = "scaler-with-bf16"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -212,7 +225,7 @@ class LossScaledTwice(Check):
     Why it is bad: in a target file backward and step are mpdiag's, with a scaler of its own. A loss that comes scaled
     makes every gradient larger by that factor, here and in the window, and the FP32 updates too.
 
-    Threshold: GradScaler.scale, enabled, in the code that computes the loss.
+    Threshold: GradScaler.scale, enabled, in the code that computes the loss, and no step of that scaler's there.
 
     Remedy: return the loss as it is.
 
@@ -221,9 +234,13 @@ class LossScaledTwice(Check):
 
     code: ClassVar[str] = "MP516"
     name: ClassVar[str] = "loss-scaled-twice"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
+        if events(capture, LoopEvent.SCALER_STEP):
+            return  # it scales what it steps itself, not the loss that it returns
         for event in events(capture, LoopEvent.SCALER)[:1]:
             yield self.finding(
                 "warning",
@@ -251,6 +268,7 @@ class RowsRepeated(Check):
 
     code: ClassVar[str] = "MP517"
     name: ClassVar[str] = "rows-repeated"
+    certainty: ClassVar[Certainty] = Certainty.MEASURED
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per embedding."""

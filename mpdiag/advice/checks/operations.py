@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, number
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice
+from mpdiag.finding import Certainty
 from mpdiag.formats import FP16, FP32
 from mpdiag.operations import OpRole, OpTable
 
@@ -66,6 +67,7 @@ class _Overflow(Check):
             },
             snippet,
             table.source,
+            Certainty.SEEN if table.amp_result in ("inf", "nan") else None,
         )
 
 
@@ -86,6 +88,7 @@ class AttentionLogitsOverflow(_Overflow):
 
     code: ClassVar[str] = "MP106"
     name: ClassVar[str] = "attention-logits-overflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per product."""
@@ -114,6 +117,7 @@ class SquareOverflow(_Overflow):
 
     code: ClassVar[str] = "MP107"
     name: ClassVar[str] = "square-overflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per square."""
@@ -138,6 +142,7 @@ class SquareUnderflow(Check):
 
     code: ClassVar[str] = "MP108"
     name: ClassVar[str] = "square-underflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per square."""
@@ -170,6 +175,7 @@ class SumOverflow(_Overflow):
 
     code: ClassVar[str] = "MP109"
     name: ClassVar[str] = "sum-overflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per sum."""
@@ -193,6 +199,7 @@ class OperationOverflow(_Overflow):
 
     code: ClassVar[str] = "MP110"
     name: ClassVar[str] = "operation-overflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one per module."""
@@ -226,6 +233,7 @@ class ReducedAccumulation(Check):
 
     code: ClassVar[str] = "MP111"
     name: ClassVar[str] = "reduced-accumulation"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, island, number
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind
+from mpdiag.finding import Certainty
 from mpdiag.formats import FP16
 
 _SENSITIVE = re.compile(r"softmax|norm|loss", re.IGNORECASE)
@@ -35,6 +36,8 @@ class MustStayFp32(Check):
 
     code: ClassVar[str] = "MP301"
     name: ClassVar[str] = "must-stay-fp32"
+    certainty: ClassVar[Certainty] = Certainty.SUSPECTED
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per module."""
@@ -71,6 +74,7 @@ class LossInHalf(Check):
 
     code: ClassVar[str] = "MP302"
     name: ClassVar[str] = "loss-in-fp16"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -105,6 +109,8 @@ class BceUnsafe(Check):
 
     code: ClassVar[str] = "MP303"
     name: ClassVar[str] = "bce-unsafe"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -134,6 +140,8 @@ class AutocastFails(Check):
 
     code: ClassVar[str] = "MP304"
     name: ClassVar[str] = "autocast-fails"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -145,6 +153,7 @@ class AutocastFails(Check):
                 f"this CPU has no FP16 version of an operator, so FP16 could not be emulated: {capture.amp_error}",
                 "scan on a CUDA GPU, which may well have one",
                 {"error": capture.amp_error},
+                "mpdiag scan model.py --device cuda\n",
             )
         elif capture.amp_error and "binary_cross_entropy" not in capture.amp_error:
             yield self.finding(

@@ -9,6 +9,7 @@ from typing import ClassVar
 from mpdiag.advice.checks.check import Check, number
 from mpdiag.advice.checks.stored_types import KEEP_FP32, half_groups
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice, TensorKind
+from mpdiag.finding import Certainty
 from mpdiag.formats import FP16
 from mpdiag.loop import HALF
 
@@ -32,6 +33,7 @@ class EpsOfOptimizer(Check):
 
     code: ClassVar[str] = "MP506"
     name: ClassVar[str] = "optimizer-eps-is-zero"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per param group."""
@@ -63,6 +65,7 @@ class SecondMomentUnderflow(Check):
 
     code: ClassVar[str] = "MP507"
     name: ClassVar[str] = "second-moment-underflow"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the weight that loses most."""
@@ -108,6 +111,7 @@ class BetaRoundsToOne(Check):
 
     code: ClassVar[str] = "MP508"
     name: ClassVar[str] = "beta-rounds-to-one"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per param group."""
@@ -118,7 +122,7 @@ class BetaRoundsToOne(Check):
                     group.optimizer,
                     f"{group.kind}'s betas are {group.betas_dtype} tensors, in which one is 1",
                     "give betas as Python numbers",
-                    {"betas": str(group.betas), "dtype": group.betas_dtype},
+                    {"largest_beta": max(group.betas or ()), "limit": 1.0, "dtype": group.betas_dtype},
                     f"torch.optim.{group.kind}(parameters, betas=(0.9, 0.999))\n",
                 )
 
@@ -139,6 +143,7 @@ class NothingTrains(Check):
 
     code: ClassVar[str] = NOTHING_TRAINS
     name: ClassVar[str] = "nothing-trains"
+    certainty: ClassVar[Certainty] = Certainty.MEASURED
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -153,6 +158,6 @@ class NothingTrains(Check):
             f"no weight changed in {capture.steps} FP32 steps{', for the learning rate is 0' if stopped else ''}: "
             "equal losses say nothing of a precision",
             "give the optimizer a learning rate above zero; a warm-up schedule that is built with it sets it to 0",
-            {"steps": capture.steps, "weights": len(updates), "lr": 0.0 if stopped else None},
+            {"steps": capture.steps, "weights": len(updates), "changed": 0, "limit": 0, "lr": 0.0 if stopped else None},
             "return torch.optim.AdamW(model.parameters(), lr=1e-3)  # without a scheduler\n",
         )

@@ -9,6 +9,7 @@ from mpdiag.advice.checks.check import Check, RunCheck
 from mpdiag.costs.kernels import ArmKernels
 from mpdiag.costs.memory import why_not_half
 from mpdiag.diagnosis import Capture, Diagnosis, Finding, LossScaleAdvice, TensorKind
+from mpdiag.finding import Certainty
 from mpdiag.loop import Layer
 
 BASELINE, FP16 = "fp32", "fp16"
@@ -43,6 +44,12 @@ def padded(size: int, tile: int) -> int:
     return -(-size // tile) * tile
 
 
+def widened(layer: Layer, tile: int) -> str:
+    """A layer's sizes in code, as they are and padded."""
+    to = (padded(layer.features_in, tile), padded(layer.features_out, tile))
+    return f"# {layer.name}: {layer.features_in} -> {to[0]}, {layer.features_out} -> {to[1]}\n"
+
+
 class Tf32Baseline(RunCheck):
     """The FP32 that this job trains in is TF32 in part.
 
@@ -59,6 +66,8 @@ class Tf32Baseline(RunCheck):
 
     code: ClassVar[str] = "MP401"
     name: ClassVar[str] = "tf32-baseline"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, diagnosis: Diagnosis) -> Iterator[Finding]:
         """At most one."""
@@ -98,6 +107,7 @@ class TensorCoreAlignment(Check):
 
     code: ClassVar[str] = "MP402"
     name: ClassVar[str] = "tensor-core-alignment"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the layer with most FLOPs; the others are counted."""
@@ -114,7 +124,7 @@ class TensorCoreAlignment(Check):
             f"{worst.name} ({worst.features_in} to {worst.features_out}){others}",
             f"pad {worst.name} to {to[0]} and {to[1]}",
             {"flop_share": share, "limit": _NOTICED, "layers": len(layers)},
-            f"# {worst.name}: {worst.features_in} -> {to[0]}, {worst.features_out} -> {to[1]}\n",
+            widened(worst, FP16_TILE),
         )
 
 
@@ -133,6 +143,7 @@ class ModelStateMemory(RunCheck):
 
     code: ClassVar[str] = "MP403"
     name: ClassVar[str] = "model-state-memory"
+    certainty: ClassVar[Certainty] = Certainty.MEASURED
 
     def find(self, diagnosis: Diagnosis) -> Iterator[Finding]:
         """At most one."""
@@ -176,6 +187,7 @@ class LowProductShare(RunCheck):
 
     code: ClassVar[str] = "MP404"
     name: ClassVar[str] = "low-product-share"
+    certainty: ClassVar[Certainty] = Certainty.MEASURED
 
     def find(self, diagnosis: Diagnosis) -> Iterator[Finding]:
         """At most one."""
@@ -213,6 +225,7 @@ class LatencyBound(RunCheck):
 
     code: ClassVar[str] = "MP405"
     name: ClassVar[str] = "latency-bound"
+    certainty: ClassVar[Certainty] = Certainty.MEASURED
 
     def find(self, diagnosis: Diagnosis) -> Iterator[Finding]:
         """At most one."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, number
 from mpdiag.diagnosis import Capture, Finding, LossScaleAdvice
+from mpdiag.finding import Certainty
 from mpdiag.formats import BF16, FP16, FloatFormat
 from mpdiag.loop import HALF, LoopEvent, OptimizerGroup
 
@@ -46,6 +47,8 @@ class NoMasterWeights(Check):
 
     code: ClassVar[str] = "MP501"
     name: ClassVar[str] = "no-master-weights"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per param group and type."""
@@ -77,6 +80,8 @@ class HalfAndAutocast(Check):
 
     code: ClassVar[str] = "MP502"
     name: ClassVar[str] = "half-and-autocast"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one."""
@@ -115,6 +120,8 @@ class BatchNormInHalf(Check):
 
     code: ClassVar[str] = "MP503"
     name: ClassVar[str] = "batch-norm-in-half"
+    certainty: ClassVar[Certainty] = Certainty.READ
+    has_limit: ClassVar[bool] = False
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """At most one, for the first norm; the others are counted."""
@@ -147,6 +154,7 @@ class DecayLost(Check):
 
     code: ClassVar[str] = "MP504"
     name: ClassVar[str] = "decay-lost"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per param group."""
@@ -179,6 +187,7 @@ class AverageInHalf(Check):
 
     code: ClassVar[str] = "MP505"
     name: ClassVar[str] = "average-in-half"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per place that updates an average."""
@@ -212,6 +221,7 @@ class CounterInHalf(Check):
 
     code: ClassVar[str] = "MP509"
     name: ClassVar[str] = "counter-in-half"
+    certainty: ClassVar[Certainty] = Certainty.READ
 
     def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
         """One per buffer and place."""

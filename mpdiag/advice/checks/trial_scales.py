@@ -9,10 +9,12 @@ from typing import ClassVar
 from mpdiag.advice.checks.check import TrialCheck
 from mpdiag.advice.checks.trials import advised
 from mpdiag.diagnosis import Advice, Finding, Trial, Verification
+from mpdiag.finding import Certainty
 
 WARM_UP = 20  # steps: while a scale that starts at 2^16 comes down, skips are no sign
 FEWEST_SKIPS = 3  # fewer cannot be told from a healthy run's rare ones, over the few hundred steps of a verification
 COLLAPSED_LOG2 = -10  # R08; DeepSpeed and Megatron stop at 1, fairseq at 1e-4 = 2^-13.3
+_SAWTOOTH = 2  # teeth: one is a scale that came down once
 HALVINGS = 10  # in a row: a factor of a thousand that did not help
 
 
@@ -39,6 +41,7 @@ class SkipRate(TrialCheck):
 
     code: ClassVar[str] = "MP601"
     name: ClassVar[str] = "skip-rate"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one, over all seeds."""
@@ -74,6 +77,7 @@ class ScaleCollapse(TrialCheck):
 
     code: ClassVar[str] = "MP602"
     name: ClassVar[str] = "scale-collapse"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one, for the seed whose scale fell most."""
@@ -123,16 +127,18 @@ class ScaleSawtooth(TrialCheck):
 
     code: ClassVar[str] = "MP603"
     name: ClassVar[str] = "scale-sawtooth"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one."""
         runs = [moves(trial) for trial in advised(verification)]
         skips, growths = (sum(run[i] for run in runs) for i in (1, 2))
-        if 2 <= skips <= growths:
+        if _SAWTOOTH <= skips <= growths:
             yield self.finding(
                 "info",
                 "GradScaler",
                 f"the scale grew {growths} times and was halved {skips} times: it tries its limit, which is healthy",
                 "nothing; a longer growth_interval skips fewer steps",
-                {"growths": growths, "skipped": skips},
+                {"growths": growths, "skipped": skips, "limit": _SAWTOOTH},
+                "torch.amp.GradScaler(growth_interval=10_000)\n",
             )

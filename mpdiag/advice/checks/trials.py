@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import ClassVar
 
-from mpdiag.advice.checks.check import TrialCheck, number
+from mpdiag.advice.checks.check import TrialCheck, island, number, owner
 from mpdiag.diagnosis import Advice, Finding, TensorKind, Trial, Verification
+from mpdiag.finding import Certainty
 
 ARMS = ("fp16-plan", "fp16")  # the arms that train as mpdiag advises, the one with FP32 islands first
 BASELINE, UNSCALED = "fp32", "fp16-unscaled"
@@ -34,6 +35,7 @@ class DeadLayerGradient(TrialCheck):
 
     code: ClassVar[str] = "MP604"
     name: ClassVar[str] = "dead-layer-gradient"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one, for the tensor that loses most; the others are counted."""
@@ -63,6 +65,7 @@ class DeadLayerGradient(TrialCheck):
                 "trained_steps": worst.trained_steps,
                 "limit": 0.5,
             },
+            island(owner(worst.name) if worst.kind == TensorKind.WEIGHT_GRADIENT else worst.name),
         )
 
 
@@ -82,6 +85,7 @@ class PredictionMissed(TrialCheck):
 
     code: ClassVar[str] = "MP605"
     name: ClassVar[str] = "prediction-missed"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one of each sort."""
@@ -97,7 +101,7 @@ class PredictionMissed(TrialCheck):
                 first,
                 f"{first}'s {kind.replace('_', ' ')} overflowed in FP16, which FP32's counts did not foretell{others}",
                 "scan with --depth ops, which sees the operations between the modules",
-                {"tensors": len(seen.overflow_missed)},
+                {"tensors": len(seen.overflow_missed), "limit": 0},
                 "mpdiag scan model.py --depth ops\n",
             )
         if seen.p95_error_points is not None and seen.p95_error_points > 5:
@@ -126,6 +130,8 @@ class NonfiniteTraining(TrialCheck):
 
     code: ClassVar[str] = "MP606"
     name: ClassVar[str] = "nonfinite-training"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
+    has_limit: ClassVar[bool] = False
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one, for the first seed."""
@@ -144,7 +150,7 @@ class NonfiniteTraining(TrialCheck):
             f"the loss is not finite from step {step} on in FP16, while FP32 is (seed {first.seed})"
             + ("; so it is without a loss scale, so no scale helps" if hopeless else ""),
             "find what overflows in the forward pass, keep it in FP32, or train in BF16",
-            {"step": step, "seeds": len(broken), "also_unscaled": str(hopeless) if unscaled else None},
+            {"step": step, "seeds": len(broken), "also_unscaled": hopeless if unscaled else None},
             "torch.autograd.set_detect_anomaly(True)  # names the operation, slowly\n",
         )
 
@@ -163,6 +169,8 @@ class TrainingFails(TrialCheck):
 
     code: ClassVar[str] = "MP607"
     name: ClassVar[str] = "training-fails"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
+    has_limit: ClassVar[bool] = False
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one."""
@@ -194,6 +202,8 @@ class ControlsDidNotFail(TrialCheck):
 
     code: ClassVar[str] = "MP608"
     name: ClassVar[str] = "controls-did-not-fail"
+    certainty: ClassVar[Certainty] = Certainty.SEEN
+    has_limit: ClassVar[bool] = False
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one."""

@@ -1,0 +1,129 @@
+"""The time budget of a verification is kept within a fifth, whatever building, counting and stepping take.
+
+Time here is a clock that only the job moves: what a model takes to build, a step to compute, the metric to evaluate.
+"""
+
+import math
+import time
+
+import pytest
+
+import mpdiag
+from mpdiag.settings import MIN_VERIFY_STEPS, PREDICTION_SHARE
+from mpdiag.verify.deadline import Deadline
+
+MODEL = """
+import time, torch
+def took(seconds): time.perf_counter.now += seconds
+def build_model():
+    took({build})
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+def train_batches(): return [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(4)]
+CALLS = []
+def compute_loss(model, batch):
+    CALLS.append(1)
+    took({step} * ({slower} if len(CALLS) > 100 else 1))
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
+def evaluate(model):
+    took({metric})
+    return 1.0
+"""
+
+
+class Clock:
+    """Stands in for time.perf_counter."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def scanned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def scan(budget, build=0.0, step=0.0, metric=0.0, slower=1, **options):
+        (tmp_path / "model.py").write_text(MODEL.format(build=build, step=step, metric=metric, slower=slower))
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "perf_counter", Clock())
+            return mpdiag.scan("model.py", device="cpu", time_budget_seconds=budget, **options)
+
+    return scan
+
+
+def seconds_of(found):
+    return found.elapsed_seconds["prediction"] + found.elapsed_seconds["verify"]
+
+
+@pytest.mark.parametrize(
+    ("build", "step", "metric"),
+    [
+        (0.0, 0.02, 0.0),
+        (1.5, 0.05, 0.0),  # a GPT of 110 M parameters on an H100: its model takes longer than thirty of its steps
+        (0.3, 0.2, 0.0),
+        (0.1, 0.01, 1.0),
+        (0.5, 0.001, 0.5),
+    ],
+)
+@pytest.mark.parametrize("budget", [27.0, 60.0])
+def test_the_whole_verification_stays_within_a_fifth_of_its_budget(scanned, budget, build, step, metric):
+    found = scanned(budget, build, step, metric)
+    assert seconds_of(found) <= 1.2 * budget
+    assert found.elapsed_seconds["prediction"] <= 1.2 * PREDICTION_SHARE * budget
+    arms = {trial.arm for trial in found.verification.trials}
+    assert arms >= {"fp32", "fp16"}
+    assert all(trial.steps >= MIN_VERIFY_STEPS for trial in found.verification.trials)
+
+
+def test_a_job_that_becomes_slower_than_foreseen_is_cut_between_runs_and_every_seed_keeps_its_pair(scanned):
+    found = scanned(27.0, build=0.1, step=0.05, slower=3, verify_steps=20, seeds=4)
+    assert seconds_of(found) <= 1.2 * 27.0
+    assert any(line.startswith("not run, the time budget was used up: ") for line in found.verification.cut)
+    run = {(trial.arm, trial.seed) for trial in found.verification.trials}
+    assert {seed for arm, seed in run if arm == "fp32"} == {seed for arm, seed in run if arm == "fp16"}
+    assert {arm for arm, _ in run} > {"fp32", "fp16"}
+
+
+def test_what_is_cut_is_told_by_the_budget_that_was_asked_for(scanned):
+    found = scanned(27.0, build=1.5, step=0.05)
+    told = next(line for line in found.verification.cut if "steps were trained" in line or "seeds were run" in line)
+    assert "the time budget of 27 s had" in told
+    assert "the prediction took" in told
+    assert "trying out FP32 and FP16 took" in told
+
+
+def test_a_prediction_that_is_cut_says_what_was_compared(scanned):
+    found = scanned(27.0, build=1.2, step=0.05).verification
+    assert {tensor.trained_steps for tensor in found.prediction.tensors} == {0}
+    told = [line for line in found.cut if line.startswith("prediction:")]
+    assert len(told) == 1
+    assert "only the initial weights" in told[0]
+    assert "of the time budget" in told[0]
+
+
+def test_a_prediction_with_time_enough_is_whole(scanned):
+    found = scanned(600.0, build=0.5, step=0.05, verify_steps=10).verification
+    assert {tensor.trained_steps for tensor in found.prediction.tensors} == {0, 20}
+    assert not any(line.startswith("prediction:") for line in found.cut)
+
+
+def test_with_less_time_fewer_steps_are_trained_before_the_second_comparison(scanned):
+    found = scanned(60.0, build=0.0, step=0.6, verify_steps=10).verification
+    later = {tensor.trained_steps for tensor in found.prediction.tensors} - {0}
+    assert len(later) == 1
+    assert 0 < later.pop() < 20
+    assert any("of 20 FP32 steps" in line for line in found.cut)
+
+
+def test_a_prediction_for_which_no_time_is_gives_the_reason(scanned):
+    found = scanned(10.0, build=2.0, step=0.9, verify_steps=10).verification
+    assert found.prediction is None or not found.prediction.tensors
+    assert found.prediction_reason.startswith("not measured: ")
+    assert "time budget" in found.prediction_reason
+
+
+def test_a_deadline_without_seconds_never_ends():
+    assert Deadline().left == math.inf
+    assert Deadline(0.0).left <= 0
