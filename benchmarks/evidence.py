@@ -3,8 +3,8 @@
     python benchmarks/evidence.py [PART...]    (needs a CUDA device; all parts take about 15 minutes)
     python benchmarks/evidence.py --index      (only writes the pages from the JSONs that are there)
 
-Scans both examples (`--plotly none`: no third-party script enters the repository), runs the benchmarks that have a
-page, and writes README.md and the tables from the JSONs alone.
+Scans both examples and a ResNet-50 (`--plotly none`: no third-party script enters the repository), runs the benchmarks
+that have a page, and writes README.md and the tables from the JSONs alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from pages import PAGES
@@ -23,14 +24,18 @@ from mpdiag.report.digest import verdict_of
 from mpdiag.report.html import render
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = ("digits_cnn", "char_gpt")
+SCANS = {
+    "digits_cnn": "examples/digits_cnn.py",
+    "char_gpt": "examples/char_gpt.py",
+    "resnet50": "benchmarks/resnet50.py",  # of which a default scan is to end within 120 s
+}
 
 
 def make(out: Path, parts: list[str]) -> None:
-    for name in (n for n in EXAMPLES if n in parts):
-        command = [sys.executable, "-m", "mpdiag", "scan", f"examples/{name}.py", "--plotly", "none"]
+    for name, target in ((n, t) for n, t in SCANS.items() if n in parts):
+        command, began = [sys.executable, "-m", "mpdiag", "scan", target, "--plotly", "none"], time.monotonic()
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        print(f"{name}: exit code {code}", flush=True)
+        print(f"{name}: exit code {code}, {time.monotonic() - began:.0f} s", flush=True)
     for name in (n for n in PAGES if n in parts):
         subprocess.run([sys.executable, f"benchmarks/{name}.py", str(out / f"{name}.json")], cwd=ROOT, check=True)
 
@@ -43,18 +48,19 @@ def index(out: Path) -> None:
         "Real runs, written by `python benchmarks/evidence.py` on the machine each row names. Nothing here is edited "
         "by hand.",
         "",
-        "| report | on | when | command | verdict |",
-        "| --- | --- | --- | --- | --- |",
+        "| report | on | when | command | its stages took | verdict |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name in EXAMPLES:
+    for name, target in ((n, t) for n, t in SCANS.items() if there(n)):
         d = load(out / f"{name}.json")
         page = render(d, plotly="none", configs=configs_for(d))
         (out / f"{name}.html").write_text(page, encoding="utf-8")  # as this version draws it
         on = f"{d.environment.gpu}, driver {d.environment.driver}, torch {d.environment.torch}"
         verdict, reason = verdict_of(d)
-        command = f"mpdiag scan examples/{name}.py --plotly none"
+        command = f"mpdiag scan {target} --plotly none"
         lines.append(
-            f"| [{name}]({name}.html) ([JSON]({name}.json)) | {on} | {d.created} | `{command}` | {verdict}: {reason} |"
+            f"| [{name}]({name}.html) ([JSON]({name}.json)) | {on} | {d.created} | `{command}` | "
+            f"{sum(d.elapsed_seconds.values()):.0f} s | {verdict}: {reason} |"
         )
     if (out / "paper.md").exists():
         lines += ["", "- [paper.md](paper.md): the paper's kinds of jobs again, by `python benchmarks/paper.py`."]
@@ -77,7 +83,7 @@ def main() -> None:
     out = ROOT / "reports"
     out.mkdir(exist_ok=True)
     if "--index" not in sys.argv:
-        make(out, sys.argv[1:] or [*EXAMPLES, *PAGES])
+        make(out, sys.argv[1:] or [*SCANS, *PAGES])
     index(out)
 
 

@@ -176,8 +176,11 @@ def test_mp405_a_gpu_that_waits(busy, says):
     assert bool(findings) is says
 
 
-def test_mp405_what_was_not_measured_is_no_evidence():
-    assert found("MP405", diagnosis(comparisons=timed(1.3, "not-measured"))) == []
+@pytest.mark.parametrize("verdict", ["not-measured", "inconclusive"])
+def test_mp405_what_was_not_measured_or_drowns_in_noise_is_no_evidence(verdict):
+    assert found("MP405", diagnosis(comparisons=timed(1.3, verdict))) == []
+    (waiting,) = found("MP405", diagnosis(comparisons=timed(1.3, verdict), kernels=(traced("fp16", busy=0.1),)))
+    assert waiting.message == "the GPU is busy 10 % of an FP16 step"
 
 
 def test_the_findings_of_a_run_come_by_code():

@@ -15,6 +15,7 @@ from mpdiag.loop import Layer
 BASELINE, FP16 = "fp32", "fp16"
 _AMPERE = 8.0  # compute capability from which NVIDIA's tensor cores multiply TF32
 FP16_TILE = 8  # channels: 16 bytes, NVIDIA's matrix multiplication guide
+_DECIDED = ("better", "equivalent", "worse")  # of a ratio; what the machine's noise hides is no speed-up and no loss
 _NOTICED = 0.1  # of the products' FLOPs: below a tenth, padding cannot give a tenth
 
 
@@ -234,7 +235,7 @@ class LatencyBound(RunCheck):
             (
                 c.difference
                 for c in (run.comparisons if run else ())
-                if c.quantity == "step_time_ms" and c.candidate == FP16 and c.verdict != "not-measured"
+                if c.quantity == "step_time_ms" and c.candidate == FP16 and c.verdict in _DECIDED
             ),
             None,
         )
@@ -244,7 +245,8 @@ class LatencyBound(RunCheck):
         idle = busy is not None and busy < 0.6
         if idle or (speedup is not None and speedup < 1.1):
             told = [f"FP16 is {speedup:.2f} times as fast as FP32"] if speedup is not None else []
-            told += [f"the GPU is busy {busy * 100:.0f} % of its step"] if busy is not None else []
+            whose = "its step" if told else "an FP16 step"
+            told += [f"the GPU is busy {busy * 100:.0f} % of {whose}"] if busy is not None else []
             yield self.finding(
                 "info",
                 "speed",
