@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -281,6 +282,35 @@ def test_in_place_and_out_variants_are_not_cast():
     with region():
         assert x(3, 3).addmm_(x(3, 3), x(3, 3)).dtype == FP32
         assert torch.mm(x(3, 3), x(3, 3), out=torch.empty(3, 3)).dtype == FP32
+
+
+@both
+@pytest.mark.parametrize("log", [True, False])
+def test_a_softmax_in_16_bits_sums_in_fp32_and_rounds_once_each_way(dtype, log):
+    # F.cross_entropy asks for the type of its logits; a CPU's own kernel makes zeros of small gradients
+    logits = (3 * torch.randn(256, 11)).to(dtype)
+    logits[:, 0] += 8
+    logits.requires_grad_()
+    out = torch.randn(256, 11).to(dtype)
+    function = torch.log_softmax if log else torch.softmax
+    with region(dtype):
+        result = function(logits, 1, dtype=dtype)
+    exact = function(logits.detach().float(), 1).to(dtype)
+    assert torch.equal(result, exact)
+    (found,) = torch.autograd.grad(result, logits, out)
+    wide, kept = out.double(), exact.double()
+    share = kept.exp() if log else kept
+    paper = wide - share * wide.sum(1, keepdim=True) if log else share * (wide - (wide * share).sum(1, keepdim=True))
+    # FP32 sums in another order: by half a unit of the 16 bits at the most
+    torch.testing.assert_close(found.double(), paper, rtol=1.01 * torch.finfo(dtype).eps / 2, atol=1e-6)
+
+
+def test_a_cross_entropy_of_fp16_logits_keeps_the_gradient_of_a_sure_target():
+    logits = torch.tensor([[7.0, 0.0, 0.0]], dtype=HALF, requires_grad=True)
+    with region():
+        F.cross_entropy(logits, torch.tensor([0])).backward()
+    share = math.exp(-0.001822)  # log_softmax is -0.0018222, which FP16 has as -0.001822
+    assert logits.grad[0, 0].item() == pytest.approx(share - 1, rel=2e-3)
 
 
 @pytest.mark.parametrize("loss", [F.binary_cross_entropy, nn.BCELoss()], ids=["function", "module"])

@@ -25,7 +25,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mpdiag.training.autocast_lists import AutocastLists, installed
-from mpdiag.training.rounding import eligible, rounded_result, to_type
+from mpdiag.training.rounding import Softmax, eligible, rounded_result, to_type
 
 _RECURRENT = (
     "lstm.input", "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data", "rnn_relu.input",
@@ -106,8 +106,11 @@ def _fp32(op: Kernel, casts: _Casts) -> Kernel:
 def _fp32_dtype(op: Kernel) -> Kernel:
     def kernel(first: Any, *args: Any, **kwargs: Any) -> Any:
         with _below_autocast():
-            given = kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) for a in args)
-            if eligible(first) and not given:
+            given = kwargs.get("dtype") or next((a for a in args if isinstance(a, torch.dtype)), None)
+            if op in _DTYPE_POSITIONAL and eligible(first) and given in (torch.float16, torch.bfloat16):
+                dim, log = kwargs.get("dim", *args[:1]), op is torch.ops.aten.log_softmax.int
+                return Softmax.apply(first, dim, given, log)  # type: ignore[no-untyped-call] # torch's has no types
+            if eligible(first) and given is None:
                 args = tuple(a for a in args if a is not None) if op in _DTYPE_POSITIONAL else args
                 kwargs["dtype"] = torch.float32
             return op(first, *args, **kwargs)
