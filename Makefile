@@ -21,6 +21,7 @@ help: ## this list
 
 demo: $(DEMO)/installed ## scan a real training job on this machine; prints the verdict and where the report is
 	$(DEMO)/bin/mpdiag scan examples/digits_cnn.py --out mpdiag-demo
+	@echo "mpdiag is installed in $(DEMO): run $(DEMO)/bin/mpdiag scan YOUR_FILE.py, or first . $(DEMO)/bin/activate"
 
 test: $(VENV)/installed lint ## lint, types and the whole test suite
 	$(VENV)/bin/python -m pytest -n auto

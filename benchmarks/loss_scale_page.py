@@ -18,22 +18,7 @@ def loss_scale_page(record: dict[str, Any]) -> str:
         f"`{record['command']}` on {on}, torch {machine['torch']}. Steps a run: {record['steps']}. The same seeds, "
         "weights and batches for all policies of a job.",
         "",
-        "Skipped: steps without an update, a seed each; in brackets those after the first step. Settled: the first "
-        "step from which on the scale stays within a factor of 2, a seed each. Lost: of the gradient elements that "
-        "are not zero in FP32 those that are in FP16 at the policy's scale of that step, on the FP32 run's weights, "
-        "and their share of the squared norm; mean over seeds and checkpoints. Overflows: checkpoints at which the "
-        "gradients overflow at that scale; they are in no mean. Loss: mean of the last 50 steps, less that of FP32 on "
-        "the same seed, a seed each; with FP32 the losses themselves.",
-        "",
-        *(f"- {name}: {what}" for kind in ("policies", "jobs") for name, what in record[kind].items()),
-        "",
-        "| job | policy | log2 scale, first to last | skipped | settled | elements lost | energy lost | overflows | "
-        "loss against FP32 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for job, policy in dict.fromkeys((row["job"], row["policy"]) for row in rows):
-        lines.append(_loss_scale_row([row for row in rows if (row["job"], row["policy"]) == (job, policy)], rows))
-    lines += [
+        *(f"- {name}: {what}" for name, what in record["policies"].items()),
         "",
         *_summary(rows),
         "",
@@ -59,6 +44,25 @@ def loss_scale_page(record: dict[str, Any]) -> str:
             else f"What ours lost so carried at most {most:.1e} of the squared norm at any checkpoint."
         ),
     ]
+    lines += [
+        "",
+        "## Job by job",
+        "",
+        "Skipped: steps without an update, a seed each; in brackets those after the first step. Settled: the first "
+        "step from which on the scale stays within a factor of 2, a seed each. Lost: of the gradient elements that "
+        "are not zero in FP32 those that are in FP16 at the policy's scale of that step, on the FP32 run's weights, "
+        "and their share of the squared norm; mean over seeds and checkpoints. Overflows: checkpoints at which the "
+        "gradients overflow at that scale; they are in no mean. Loss: mean of the last 50 steps, less that of FP32 on "
+        "the same seed, a seed each; with FP32 the losses themselves.",
+        "",
+        *(f"- {name}: {what}" for name, what in record["jobs"].items()),
+        "",
+        "| job | policy | log2 scale, first to last | skipped | settled | elements lost | energy lost | overflows | "
+        "loss against FP32 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for job, policy in dict.fromkeys((row["job"], row["policy"]) for row in rows):
+        lines.append(_loss_scale_row([row for row in rows if (row["job"], row["policy"]) == (job, policy)], rows))
     if record["cut"]:
         lines += ["", f"Not run: {'; '.join(record['cut'])}."]
     return "\n".join(lines) + "\n"
@@ -68,7 +72,7 @@ def _loss_scale_row(seeds: list[dict[str, Any]], rows: list[dict[str, Any]]) -> 
     fp32 = {(row["job"], row["seed"]): row["final_loss"] for row in rows if row["policy"] == "fp32"}
     advised = [row["advice"] for row in seeds if "advice" in row]
     windows = [f"{a['mode']}, window {a['window_log2'][0]} to {a['window_log2'][1]}" for a in advised]
-    cells = [seeds[0]["job"], seeds[0]["policy"] + (f" ({'; '.join(windows)})" if windows else "")]
+    cells = [seeds[0]["job"], seeds[0]["policy"] + (f" ({'; '.join(dict.fromkeys(windows))})" if windows else "")]
     if seeds[0]["policy"] == "fp32":
         return f"| {' | '.join(cells)} | | | | | | | {', '.join(_loss(row['final_loss']) for row in seeds)} |"
     cells.append(", ".join(f"{row['first_log2_scale']:.3g} to {row['final_log2_scale']:.3g}" for row in seeds))
@@ -94,8 +98,10 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Over all jobs and seeds",
         "",
-        "Skipped: after the first step. Settled: median step. Elements lost: mean over checkpoints. Energy lost: the "
-        "most at any checkpoint at which nothing overflowed. Loss: median of |loss - FP32's| / FP32's.",
+        "Skipped: steps without an update, after the first. Settled: the step from which on the scale stays within a "
+        "factor of 2, the median. Elements lost: zero in FP16 and not in FP32, mean over checkpoints. Energy lost: "
+        "their share of the squared norm, the most at any checkpoint at which nothing overflowed. Overflows: "
+        "checkpoints at which something did. Loss: median of |loss - FP32's| / FP32's.",
         "",
         "| policy | runs | runs without a skip | steps skipped | settled | elements lost | energy lost | overflows | "
         "loss |",

@@ -1,9 +1,10 @@
-"""reports/paper.md from the JSONs alone: our arms beside the paper's own columns, and what showed, a sentence a job."""
+"""reports/paper.md from the JSONs alone: what showed, our arms beside FP32, what they cost, the paper's own words."""
 
 from __future__ import annotations
 
 import math
 
+from paper_cuts import cut_lines
 from paper_jobs import JOBS, PaperJob
 from paper_records import (
     ARMS,
@@ -11,6 +12,7 @@ from paper_records import (
     MISSING,
     Record,
     cost,
+    cuts,
     entries,
     extent,
     judged,
@@ -20,11 +22,10 @@ from paper_records import (
     name_of,
     number_of,
     shown,
+    verdict_of,
     why_not,
 )
 from paper_sentences import sentence
-
-WORDS = {"inconclusive": "undecided", "not-measured": "not measured"}
 
 HEAD = """# The paper again
 
@@ -32,29 +33,42 @@ Micikevicius et al., "Mixed Precision Training" (arXiv 1710.03740, ICLR 2018), i
 run here, by `python benchmarks/paper.py`{machine}.
 Nothing here is edited by hand.
 
-Init: from initialisation, for what the arms cost; so few steps, named beside it, tell little of where training leads.
-Late: every arm starts from one FP32 state that was trained before (TF32 products), with its
-optimizer's state and at the learning rate of that age; the seeds differ in their batches. Mixed: FP16 autocast with the
-loss scale that mpdiag recommends; unscaled: without one; pure FP16: no FP32 master weights either, and no scale.
-A word behind each figure says how it compares with FP32, paired by seed (90 % interval and a margin fixed before the
-runs): equivalent, better, worse, undecided. Memory, step time and energy: mixed over FP32 (IEEE arithmetic, no TF32),
-below 1 is a gain, with a 95 % interval where there is one.
+- Init: from initialisation, for what the arms cost; so few steps tell little of where training leads.
+- Late: every arm starts from one FP32 state that was trained before (TF32 products), with its optimizer's state and at
+  the learning rate of that age; the seeds differ in their batches.
+- Mixed: FP16 autocast with the loss scale that mpdiag recommends; unscaled: without one; pure FP16: no FP32 master
+  weights either, and no scale.
 
-The paper's columns are quoted: [read] from its text, [read, secondary] from someone who quotes it; other figures of it
-are left out. On FP16 weights without a master copy it has one figure, for a Mandarin speech model: 80 % relative loss
-of accuracy (Fig. 2a) [read]. All are of other data and far longer runs, so only the relations can be compared, not the
-values.
-
+## What showed
 """
-COLUMNS = (
-    *("job", "state", "paper, FP32", "paper, mixed", "paper, unscaled", "FP32", "mixed", "unscaled", "pure FP16"),
-    *("memory", "step time", "energy", "largest batch"),
-)
+ACCURACY = """
+## Metric and loss
+
+Both in one cell, in the order of the column "of". The word behind a figure, or behind two that share it, says how it
+compares with FP32, paired by seed (90 % interval and a margin fixed before the runs): equivalent, better, worse, not
+worse, undecided.
+"""
+COST = """
+## What mixed precision costs
+
+Mixed over FP32 (IEEE arithmetic, no TF32), from initialisation; below 1 is a gain, with a 95 % interval where there is
+one.
+"""
+QUOTED = """
+## What the paper has
+
+Quoted: [read] from its text, [read, secondary] from someone who quotes it; other figures of it are left out. On FP16
+weights without a master copy it has one figure, for a Mandarin speech model: 80 % relative loss of accuracy (Fig. 2a)
+[read]. All are of other data and far longer runs, so only the relations can be compared, not the values.
+"""
+COLUMNS = ("job", "state", "trained", "of", "FP32", "mixed", "unscaled", "pure FP16")
+COST_COLUMNS = ("job", "peak memory", "step time", "energy", "largest batch")
+QUOTED_COLUMNS = ("job", "its kind in the paper", "FP32", "mixed", "mixed, unscaled")
 
 
 def page(records: dict[str, Record]) -> str:
     """The page for the records by the names of their files: NAME, NAME-late, NAME-training."""
-    rows, said, cut = [], [], []
+    rows, costs, said, kept = [], [], [], []
     for job in JOBS.values():
         states = {"init": records.get(job.name), "late": records.get(f"{job.name}-late")}
         training = records.get(f"{job.name}-training") or {}
@@ -62,14 +76,20 @@ def page(records: dict[str, Record]) -> str:
             if state == "init" and not job.from_initialisation:
                 continue
             rows.append(_row(job, state, record, training))
-            cut += _cut(job, state, record)
+            kept += [(f"{job.name}, {state}", line) for line in cuts(record or {})]
+        costs.append(_costs(job, states["init"]))
         said.append(sentence(job, states, training))
-    lines = [HEAD.replace("{machine}", _machine(records)), _line([*COLUMNS]), "| --- " * len(COLUMNS) + "|", *rows]
-    lines += ["", "## What showed", "", *said, ""]
-    lines += ["## The jobs", "", *_jobs(records), ""]
-    if cut:
-        lines += ["## Cut to keep the time", "", *cut, ""]
+    lines = [HEAD.replace("{machine}", _machine(records)), *said]
+    lines += [ACCURACY, *_table(COLUMNS, rows), COST, *_table(COST_COLUMNS, costs)]
+    lines += [QUOTED, *_table(QUOTED_COLUMNS, [_quoted(job) for job in JOBS.values()])]
+    lines += ["", "## The jobs", "", *_jobs(records), ""]
+    if kept:
+        lines += ["## Cut to keep the time", "", *cut_lines(kept), ""]
     return "\n".join(lines)
+
+
+def _table(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    return [_line([*columns]), "| --- " * len(columns) + "|", *map(_line, rows)]
 
 
 def _machine(records: dict[str, Record]) -> str:
@@ -82,56 +102,49 @@ def _machine(records: dict[str, Record]) -> str:
     return " and".join(dict.fromkeys(found))
 
 
-# the table
-
-
-def _row(job: PaperJob, state: str, record: Record | None, training: Record) -> str:
-    ran = record is not None and bool(entries(record, "trials"))
-    at = f"{state}, {extent(record)}" if record is not None and ran else state
-    cells = [job.name, at, f"{job.fp32} ({job.source})", job.mixed, job.unscaled]
-    if record is None or not ran:
-        return _line([*cells, why_not(record, state, training), *[""] * 7])
-    cells.append(_baseline(record))
-    cells += [_arm(record, arm) for arm in ARMS]
-    cells += (
-        [_cost(record, quantity) for quantity in COSTS]
-        if state == "init"
-        else [f"see {job.example}, init"] * len(COSTS)
-    )
-    cells.append(_largest(record) if state == "init" else f"see {job.example}, init")
-    return _line(cells)
+# the tables
 
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
-def _cuts(record: Record) -> list[str]:
-    return [str(line) for line in (record.get("verification") or {}).get("cut") or [] if line]
+def _row(job: PaperJob, state: str, record: Record | None, training: Record) -> list[str]:
+    if record is None or not entries(record, "trials"):
+        return [job.name, state, "", "", why_not(record, state, training), "", "", ""]
+    baseline = next((c for arm in (*ARMS, "bf16") if (c := judged(record, arm))), [])
+    names = [name_of(c) for c in baseline]
+    values = ", ".join(shown(c.get("baseline_value")) for c in baseline) or MISSING
+    return [job.name, state, extent(record), ", ".join(names), values, *(_arm(record, arm, names) for arm in ARMS)]
 
 
-def _baseline(record: Record) -> str:
-    found = next((c for arm in (*ARMS, "bf16") if (c := judged(record, arm))), [])
-    if found:
-        return ", ".join(f"{name_of(c)} {shown(c.get('baseline_value'))}" for c in found)
-    return MISSING
-
-
-def _arm(record: Record, arm: str) -> str:
+def _arm(record: Record, arm: str, names: list[str]) -> str:
+    """An arm's figures in the order of `names`, each with its verdict; named where they are others than those."""
     found = judged(record, arm)
     if not found:
-        return f"not run: {next((line for line in _cuts(record) if f'arm {arm}' in line), 'no reason given')}"
-    return ", ".join(f"{_value(c)} {_verdict(c)}" for c in found)
+        return f"not run: {next((line for line in cuts(record) if f'arm {arm}' in line), 'no reason given')}"
+    named = [name_of(c) for c in found] != names
+    values = [f"{name_of(c)} {_value(c)}" if named else _value(c) for c in found]
+    verdicts = [f"**{word}**" if (word := verdict_of(c)) == "worse" else word for c in found]
+    if len(set(verdicts)) == 1:
+        return f"{', '.join(dict.fromkeys(values) if set(values) == {NOT_FINITE} else values)} {verdicts[0]}"
+    return ", ".join(f"{value} {verdict}" for value, verdict in zip(values, verdicts, strict=True))
+
+
+NOT_FINITE = "not finite"
 
 
 def _value(comparison: Record) -> str:
     value = number_of(comparison.get("candidate_value"))
-    return "not finite:" if value is None or not math.isfinite(value) else f"{name_of(comparison)} {value:.4g}"
+    return NOT_FINITE if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
-def _verdict(comparison: Record) -> str:
-    verdict = comparison.get("verdict") or MISSING
-    return f"**{verdict}**" if verdict == "worse" else WORDS.get(verdict, verdict)
+def _costs(job: PaperJob, record: Record | None) -> list[str]:
+    if not job.from_initialisation:
+        return [job.name, f"as {job.example}", "", "", ""]
+    if record is None or not entries(record, "trials"):
+        return [job.name, why_not(record, "init", {}), "", "", ""]
+    return [job.name, *(_cost(record, quantity) for quantity in COSTS), _largest(record)]
 
 
 def _cost(record: Record, quantity: str) -> str:
@@ -162,6 +175,10 @@ def _largest(record: Record) -> str:
     return missing(next(reasons, costs.get("largest_batch_reason")))
 
 
+def _quoted(job: PaperJob) -> list[str]:
+    return [job.name, job.source, job.fp32, job.mixed, job.unscaled]
+
+
 # what was run
 
 
@@ -172,7 +189,7 @@ def _jobs(records: dict[str, Record]) -> list[str]:
             (r for key in (job.name, f"{job.name}-late") if (r := records.get(key)) and r.get("target")), None
         )
         if record is None:
-            lines.append(f"- {job.name}: not run.")
+            lines.append(f"- **{job.name}**: not run.")
             continue
         target = record["target"]
         data = [note for note in target.get("notes") or [] if str(note).startswith("data: ")]
@@ -180,8 +197,10 @@ def _jobs(records: dict[str, Record]) -> list[str]:
         parts = [f"`examples/{job.example}.py`", size, str(target.get("optimizer")), *data]
         if target.get("samples_per_step"):
             parts.append(f"{target['samples_per_step']} samples a step")
-        parts += [_scale(records.get(job.name), "init"), _scale(records.get(f"{job.name}-late"), "late")]
-        lines.append(f"- {job.name}: {'; '.join(part for part in parts if part)}. {_trained(job, records)}")
+        scales = [_scale(records.get(job.name), "init"), _scale(records.get(f"{job.name}-late"), "late")]
+        if any(scales):
+            parts.append(f"loss scale {', '.join(filter(None, scales))}")
+        lines.append(f"- **{job.name}**: {'; '.join(parts)}. {_trained(job, records)}".rstrip())
     return lines
 
 
@@ -189,7 +208,7 @@ def _scale(record: Record | None, state: str) -> str:
     scale = ((record or {}).get("advice") or {}).get("loss_scale") or {}
     if scale.get("log2_scale") is None:
         return ""
-    return f"{state}: loss scale 2^{scale['log2_scale']}, {extent(record or {})}"
+    return f"2^{scale['log2_scale']} ({state})"
 
 
 def _trained(job: PaperJob, records: dict[str, Record]) -> str:
@@ -204,10 +223,3 @@ def _trained(job: PaperJob, records: dict[str, Record]) -> str:
         f"{shown(training.get('last_loss'))}{f', {metric}' if metric else ''}), at learning rate "
         f"{shown(training.get('late_learning_rate'))}: {training.get('why')}."
     )
-
-
-def _cut(job: PaperJob, state: str, record: Record | None) -> list[str]:
-    kept = [line for line in _cuts(record or {}) if "already compute FP32 in full" not in line]
-    if record and record.get("reason") and entries(record, "trials"):
-        kept.insert(0, f"stopped before its end ({record['reason']})")
-    return [f"- {job.name}, {state}: {'; '.join(kept)}."] if kept else []

@@ -8,6 +8,7 @@ from typing import Any
 ARMS = {"fp16": "mixed", "fp16-unscaled": "mixed unscaled", "fp16-pure": "pure FP16"}
 COSTS = ("peak_memory_bytes", "step_time_ms", "energy_joules_per_sample")
 MISSING = "not measured"
+WORDS = {"inconclusive": "undecided", "not-measured": MISSING}
 Record = dict[str, Any]
 
 
@@ -49,6 +50,22 @@ def judged(record: Record, arm: str) -> list[Record]:
     """Of losses and metrics, the metrics first: they are what the paper prints."""
     of_arm = [c for c in entries(record, "comparisons") if c.get("candidate") == arm]
     return sorted((c for c in of_arm if not c.get("is_ratio")), key=lambda c: c.get("quantity") == "loss")
+
+
+def verdict_of(comparison: Record) -> str:
+    """The verdict on a loss or a metric in words; "not worse" where that much was shown and no more."""
+    verdict = str(comparison.get("verdict") or MISSING)
+    if verdict == "inconclusive" and (comparison.get("test") or {}).get("noninferior"):
+        return "not worse"
+    return WORDS.get(verdict, verdict)
+
+
+def cuts(record: Record) -> list[str]:
+    """What was cut to keep the time, and what ended the scan before that; not what TF32 needs no arm for."""
+    lines = [str(line) for line in (record.get("verification") or {}).get("cut") or [] if line]
+    kept = [line for line in lines if "already compute FP32 in full" not in line]
+    stopped = record.get("reason") if entries(record, "trials") else None
+    return [f"stopped before its end ({stopped})", *kept] if stopped else kept
 
 
 def cost(record: Record, quantity: str) -> Record:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from paper_jobs import PaperJob
-from paper_records import ARMS, Record, entries, judged, name_of, number_of, why_not
+from paper_records import ARMS, Record, entries, judged, name_of, number_of, verdict_of, why_not
 
 
 def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) -> str:
     """What showed of the paper on this job, by the verdicts alone."""
     there = {state: record for state, record in states.items() if record and entries(record, "trials")}
     if not there:
-        return f"- {job.name}: {why_not(states['late'] or states['init'], 'late', training)}."
+        return f"- **{job.name}**: {why_not(states['late'] or states['init'], 'late', training)}."
     parts = [f"{what} {_outcomes(there, arm)}" for arm, what in ARMS.items()]
     unscaled, pure = _harm(there, "fp16-unscaled"), _harm(there, "fp16-pure")
     steps = max((t.get("steps") or 0 for r in there.values() for t in entries(r, "trials")), default=0)
+    saw = f"What the paper saw without a scale ({job.unscaled})"
     size = f"at this size, in {steps} steps"
     word = {
         True: {
-            "worse": "What the paper saw without a scale shows here",
-            "not worse": f"What the paper saw without a scale did not show {size}",
-            "undecided": f"Whether what the paper saw without a scale shows here stayed undecided {size}",
+            "worse": f"{saw} shows here",
+            "not worse": f"{saw} did not show {size}",
+            "undecided": f"Whether {saw[0].lower()}{saw[1:]} shows here stayed undecided {size}",
         },
         False: {
             "worse": "Unlike in the paper, a missing scale did harm here",
@@ -38,7 +39,9 @@ def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) 
         "not worse": f"FP16 weights without a master copy were not visibly worse {size}",
         "undecided": f"Whether FP16 weights without a master copy do harm stayed undecided {size}",
     }.get(pure, "FP16 weights without a master copy were not run")
-    return f"- {job.name}{f' ({job.note})' if job.note else ''}: {'; '.join(parts)}. {word}. {weights}."
+    details = "; ".join(parts)
+    note = f" ({job.note})" if job.note else ""
+    return f"- **{job.name}**{note}: {word}. {weights}. {details[:1].upper()}{details[1:]}."
 
 
 def _harm(there: dict[str, Record], arm: str) -> str:
@@ -48,14 +51,12 @@ def _harm(there: dict[str, Record], arm: str) -> str:
         return "worse"
     if any(said.startswith("worse") for said in found):
         return "broke"
-    return next(
-        ("not worse" if said == "equal to FP32" else "undecided" for said in found if said != "not run"), "not run"
-    )
+    return next(("undecided" if said == "undecided" else "not worse" for said in found if said != "not run"), "not run")
 
 
 def _outcome(record: Record, arm: str) -> str:
     found = judged(record, arm)
-    verdicts = [c.get("verdict") for c in found]
+    verdicts = [verdict_of(c) for c in found]
     if not verdicts:
         return "not run"
     if "worse" in verdicts:
@@ -64,7 +65,9 @@ def _outcome(record: Record, arm: str) -> str:
         if difference is None:
             return f"worse ({name_of(c)}: {c.get('reason') or 'not finite'})"
         return f"worse ({name_of(c)} {difference:+.2g}" + (f", margin {margin:.2g})" if margin is not None else ")")
-    return "equal to FP32" if set(verdicts) <= {"equivalent", "better"} else "undecided"
+    if set(verdicts) <= {"equivalent", "better"}:
+        return "equal to FP32"
+    return "not worse than FP32" if set(verdicts) <= {"equivalent", "better", "not worse"} else "undecided"
 
 
 def _outcomes(there: dict[str, Record], arm: str) -> str:

@@ -13,6 +13,7 @@ from mpdiag.diagnosis import NOT_ASKED_FOR, Asked, Diagnosis
 from mpdiag.draft import Draft
 from mpdiag.errors import UsageError
 from mpdiag.options import ScanOptions as ScanOptions
+from mpdiag.options import in_python, with_keywords
 from mpdiag.saved import from_json
 from mpdiag.settings import ISLANDS_SHARE, PREDICTION_SHARE, PREDICTION_STEPS, SELFTEST_STEPS
 
@@ -40,24 +41,24 @@ def scan(
     was seen until then.
     """
     from mpdiag.device.environment import describe
-    from mpdiag.device.random_state import random_state_kept
+    from mpdiag.device.random_state import gradients_on, random_state_kept
     from mpdiag.device.select import select_device
     from mpdiag.target import load_job
     from mpdiag.target.record import target_record
 
-    options = replace(options or ScanOptions(), **changed)
+    options = with_keywords(options or ScanOptions(), changed)
     device = select_device(options.device)
     draft = Draft(
         Diagnosis(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=command or f"mpdiag.scan({target!r})",
+            command=command or in_python("scan", target, options),
             environment=describe(device),
             target=None,
             asked=Asked(options.verify_steps, options.seeds),
         ),
         checkpoint,
     )
-    with random_state_kept(), draft.kept_on_failure():
+    with random_state_kept(), gradients_on(), draft.kept_on_failure():
         report(f"load {target}")
         with draft.timed("load"):
             job = load_job(target, options.start_from)
@@ -90,12 +91,35 @@ def load(path: str | Path) -> Diagnosis:
         raise UsageError(error.slug, f"{path}: {error.message}", error.hint) from None
 
 
-def frame(diagnosis: Diagnosis) -> pandas.DataFrame:
-    """Every tensor's counts as a pandas DataFrame, one row a tensor, the columns of the CSV."""
+def save(diagnosis: Diagnosis, path: str | Path) -> None:
+    """Write a diagnosis: the page where path ends in .html, else the JSON that `load` and the commands read."""
+    path = Path(path)
+    if path.suffix == ".html":
+        from mpdiag.advice.configs import configs_for
+        from mpdiag.report.html import render
+
+        text = render(diagnosis, configs=configs_for(diagnosis))
+    else:
+        from mpdiag.saved import to_json
+
+        text = to_json(diagnosis)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path of the job's may be no valid text
+
+
+def text(diagnosis: Diagnosis | str | Path) -> str:
+    """What `mpdiag scan` prints: verdict, why, findings, next steps. Also of a saved diagnosis, by its path."""
+    from mpdiag.report.terminal import render
+
+    return render(diagnosis if isinstance(diagnosis, Diagnosis) else load(diagnosis))
+
+
+def frame(diagnosis: Diagnosis | str | Path) -> pandas.DataFrame:
+    """Every tensor's counts as a pandas DataFrame, one row a tensor, the columns of the CSV; from a path too."""
     import pandas  # a quarter of a second, and only who asks for a frame needs it
 
     from mpdiag.report.table import COLUMNS, rows
 
+    diagnosis = diagnosis if isinstance(diagnosis, Diagnosis) else load(diagnosis)
     return pandas.DataFrame(list(rows(diagnosis)), columns=list(COLUMNS))
 
 
@@ -202,7 +226,7 @@ def verification_stage(
 
     pace_seconds: a counted FP32 step's, 0 where it is not known on this machine.
     """
-    from mpdiag.verify.cost_run import CostsAsked
+    from mpdiag.verify.costs_asked import CostsAsked
     from mpdiag.verify.island_gradients import dead_gradients, with_live_gradients
     from mpdiag.verify.island_search import costed
     from mpdiag.verify.run import VerificationRun

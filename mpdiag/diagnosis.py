@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from html import escape
 
-from mpdiag.accuracy import Comparison as Comparison  # `as`: three of these are records too, and found here
+from mpdiag.accuracy import Comparison as Comparison  # `as`: a record of another file that is found here too
 from mpdiag.accuracy import ControlOutcome, CurveBand
 from mpdiag.blocks import NOT_ASKED, BlockCounts
 from mpdiag.costs.record import NOT_MEASURED, Costs
@@ -18,7 +19,7 @@ from mpdiag.finding import SEVERITIES as SEVERITIES
 from mpdiag.finding import Finding as Finding
 from mpdiag.foretold import Prediction
 from mpdiag.histogram import ExponentHistogram
-from mpdiag.loop import LoopFacts
+from mpdiag.loop import LoopFacts, for_all_optimizers
 from mpdiag.operations import NOT_OBSERVED, OpTable
 from mpdiag.origin import Asked as Asked
 from mpdiag.origin import Environment as Environment
@@ -26,6 +27,9 @@ from mpdiag.origin import TargetRecord as TargetRecord
 from mpdiag.other_formats import BF16, FP16, FP16_ISLANDS, TF32, TF32_SNIPPET, FormatChoice, FormatForecast
 from mpdiag.other_formats import BF16_SNIPPET as BF16_SNIPPET
 from mpdiag.plan import IslandPlan
+from mpdiag.scale import EnergyLost as EnergyLost
+from mpdiag.scale import LossScaleAdvice as LossScaleAdvice
+from mpdiag.scale import ScalePoint as ScalePoint
 
 SCHEMA_VERSION = 1  # 1: the first
 
@@ -99,7 +103,10 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class Capture:
-    """The observed FP32 run. operations: of the second pass; None without it, operations_reason says why."""
+    """The observed FP32 run. operations: of the second pass; None without it, operations_reason says why.
+
+    first_step, last_step: of training, counted from 0, that were observed; last_step None where none was noted.
+    """
 
     precision: str
     device: str
@@ -122,57 +129,12 @@ class Capture:
     operations: tuple[OpTable, ...] | None = None
     operations_reason: str | None = NOT_OBSERVED
     loop: LoopFacts | None = None
+    first_step: int = 0
+    last_step: int | None = None
 
     def of_kind(self, *kinds: TensorKind) -> tuple[TensorTable, ...]:
         """The tables of some kinds, in the order captured."""
         return tuple(t for t in self.tables if t.kind in kinds)
-
-
-@dataclass(frozen=True)
-class ScalePoint:
-    """One point of the loss-scale curve: pooled shares of the FP16 gradients at 2^log2_scale."""
-
-    log2_scale: int
-    underflow: float
-    energy_lost: float
-    overflow: float
-
-
-@dataclass(frozen=True)
-class EnergyLost:
-    """The tensor, as "name (kind)", that loses the largest share of its squared norm, where from first_step on."""
-
-    tensor: str
-    share: float
-    first_step: int
-
-
-@dataclass(frozen=True)
-class LossScaleAdvice:
-    """The recommended loss scale and its whole feasible window [2^lower_log2, 2^upper_log2].
-
-    limited_by names the tensors that bind each end. underflow_before and _after are the shares of all elements lost at
-    scale 1 and at the recommended scale, energy_lost of the squared norm of all; most_lost: by the tensor and stretch
-    of training that loses most. lower > upper: no scale serves all, log2_scale is None. A skipped step multiplies the
-    scale by backoff_factor, growth_interval steps without one double it (None: it never grows).
-    """
-
-    log2_scale: int | None
-    mode: str
-    lower_log2: int | None
-    upper_log2: int | None
-    limited_by: dict[str, tuple[str, ...]]
-    underflow_before: float | None
-    underflow_after: float | None
-    energy_lost_before: float | None
-    energy_lost_after: float | None
-    snippet: str | None
-    reason: str
-    growth_interval: int | None = None
-    curve: tuple[ScalePoint, ...] = ()
-    backoff_factor: float | None = None
-    most_lost_before: EnergyLost | None = None
-    most_lost_after: EnergyLost | None = None
 
 
 @dataclass(frozen=True)
@@ -287,4 +249,19 @@ class Diagnosis:
             return advice.plan.snippet if advice and advice.plan else None
         if self.train_in == FP16:
             return advice.loss_scale.snippet if advice else None
-        return found.get(self.train_in or "")
+        code = found.get(self.train_in or "")
+        return code and for_all_optimizers(code, self.capture.loop if self.capture else None)
+
+    def __repr__(self) -> str:
+        """One line: what was scanned and the verdict. The whole record is a megabyte for a large model."""
+        run, source = self.verification, self.target.source if self.target else "no target"
+        verdict = run.verdict or "none" if run else "not verified"
+        told = f", train in {self.train_in}" if self.train_in else ""
+        return f"<Diagnosis of {source}: {verdict}{told}>"
+
+    def _repr_html_(self) -> str:
+        """The verdict, its reason and the code to paste, for a notebook; the page is `mpdiag report --format html`."""
+        run = self.verification
+        reason = run.reason if run else self.reason or "not verified"
+        code = f"<pre>{escape(self.snippet)}</pre>" if self.snippet else ""
+        return f"<p><b>{escape(repr(self)[1:-1])}</b></p><p>{escape(reason)}</p>{code}"

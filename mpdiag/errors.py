@@ -36,6 +36,11 @@ class MpdiagError(Exception):
         self.hint = hint
         self.diagnosis: Diagnosis | None = None
 
+    @property
+    def placed(self) -> str:
+        """The message, with where it happened if that is known apart from it."""
+        return self.message
+
 
 class UsageError(MpdiagError):
     """What was asked for cannot be: exit code 2."""
@@ -44,11 +49,17 @@ class UsageError(MpdiagError):
 
 
 class UserCodeError(MpdiagError):
-    """The user's own code raised; `traceback` is theirs alone, without a frame of ours."""
+    """The user's own code raised; `traceback` is theirs alone, without a frame of ours; line: its file:line."""
 
-    def __init__(self, slug: str, message: str, hint: str, traceback: str) -> None:
+    def __init__(self, slug: str, message: str, hint: str, traceback: str, line: str | None = None) -> None:
         super().__init__(slug, message, hint)
         self.traceback = traceback
+        self.line = line
+
+    @property
+    def placed(self) -> str:
+        """The message with the line that raised, for records, which hold no traceback."""
+        return self.message if self.line is None else f"{self.message}, at {self.line}"
 
 
 class InterruptedScanError(MpdiagError):

@@ -11,7 +11,7 @@ from mpdiag.api import late_findings, load, verification_stage
 from mpdiag.diagnosis import Asked, Diagnosis, TargetRecord
 from mpdiag.draft import Draft
 from mpdiag.errors import UsageError
-from mpdiag.options import ScanOptions
+from mpdiag.options import ScanOptions, in_python, with_keywords
 
 FIRST_LOSS_APART = 0.01  # relative: another device's rounding is far below; dropout draws other numbers there
 
@@ -32,7 +32,7 @@ def verify_saved(
     Raises UsageError (`nothing-to-verify`, `target-changed`) and whatever loading and training the job raises.
     """
     from mpdiag.device.environment import describe
-    from mpdiag.device.random_state import random_state_kept
+    from mpdiag.device.random_state import gradients_on, random_state_kept
     from mpdiag.device.select import select_device
     from mpdiag.target import load_job
     from mpdiag.target.record import target_record, typed_target, what_changed
@@ -42,14 +42,18 @@ def verify_saved(
         missing = "it ended before anything was captured"
         raise UsageError("nothing-to-verify", f"the saved scan has no capture: {missing}", "scan the target again")
     target, capture = diagnosis.target, diagnosis.capture
-    observed = max((part.last_step + 1 for part in diagnosis.advice.drift), default=capture.steps)
+    seen = capture.steps if capture.last_step is None else capture.last_step + 1  # None: saved before it was noted
+    observed = max((part.last_step + 1 for part in diagnosis.advice.drift), default=seen)
     asked = diagnosis.asked
     if options is None:
         options = ScanOptions() if asked is None else ScanOptions(verify_steps=asked.verify_steps, seeds=asked.seeds)
-    options = replace(options, seed=capture.seed, steps=observed, start_from=target.start_from, **changed)
+    options = with_keywords(options, changed)
+    typed = in_python("verify_saved", "DIAGNOSIS" if isinstance(saved, Diagnosis) else str(saved), options)
+    fixed = {"seed": capture.seed, "steps": observed, "start_from": target.start_from}
+    options = with_keywords(options, {name: value for name, value in fixed.items() if name not in changed})
     device = select_device(options.device)
     here = describe(device)
-    with random_state_kept():
+    with random_state_kept(), gradients_on():
         # what fails here leaves the saved run as it is: nothing of it has been touched
         report(f"load {typed_target(target)}")
         job = load_job(typed_target(target), target.start_from)
@@ -57,7 +61,7 @@ def verify_saved(
         draft = Draft(
             replace(
                 diagnosis,
-                command=command or diagnosis.command,
+                command=command or typed,
                 environment=here,
                 captured_on=diagnosis.captured_on or (diagnosis.environment if diagnosis.environment != here else None),
                 target=replace(target, notes=changes),
@@ -81,8 +85,10 @@ def _with_first_losses(diagnosis: Diagnosis) -> TargetRecord | None:
     from mpdiag.verify.arms import BASELINE
 
     target, capture, run = diagnosis.target, diagnosis.capture, diagnosis.verification
-    if target is None or capture is None or run is None or diagnosis.advice is None or diagnosis.advice.drift:
+    if target is None or capture is None or run is None or diagnosis.advice is None:
         return target
+    if capture.first_step or any(part.first_step for part in diagnosis.advice.drift[:1]):
+        return target  # the capture holds no loss of the first step
     mine = next((t for t in run.trials if t.arm == BASELINE and t.seed == capture.seed and t.losses), None)
     if mine is None or not capture.losses:
         return target

@@ -16,7 +16,8 @@ class TensorForecast:
     what has become zero stays zero upstream (None for what has no gradient, or where that step failed). observed:
     zeros, and infinities or NaNs, that FP16 has beyond those of FP32; predicted_overflow is with the cascade too.
     log2_scale: of the loss scale, 0 without one. trained_steps: how many FP32 steps the weights are from
-    initialisation. noise: its gradient is mathematically zero, or a part of it.
+    initialisation. noise: its gradient is mathematically zero, or a part of it. energy_lost: of its squared norm, by
+    the counts alone (None in older files).
     """
 
     name: str
@@ -30,6 +31,7 @@ class TensorForecast:
     predicted_overflow: float
     observed_overflow: float
     noise: bool = False
+    energy_lost: float | None = None
 
     @property
     def comparable(self) -> bool:

@@ -96,7 +96,8 @@ class LoopFacts:
     """The training loop, from one FP32 iteration of its own.
 
     trainable: elements of the trainable parameters by type. half_norms: batch norms in training mode whose weights or
-    statistics are 16-bit. events_reason: why the code's own doings were not seen, where they were not.
+    statistics are 16-bit. events_reason: why the code's own doings were not seen, where they were not. losses: their
+    names in the order they came, which are those of the optimizers that step on them; empty where it was not seen.
     """
 
     trainable: dict[str, int]
@@ -105,7 +106,47 @@ class LoopFacts:
     half_norms: tuple[str, ...] = ()
     events: tuple[Event, ...] = ()
     events_reason: str | None = None
+    losses: tuple[str, ...] = ()
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """The names of the optimizers, each once."""
+        return tuple(dict.fromkeys(group.optimizer for group in self.groups))
 
     def of(self, what: LoopEvent) -> tuple[Event, ...]:
         """The events of one sort."""
         return tuple(event for event in self.events if event.what is what)
+
+
+_LOSS = "loss = compute_loss(model, batch)"
+
+
+def for_all_optimizers(snippet: str, loop: LoopFacts | None) -> str:
+    """The training code for one optimizer, for all of a job that has several: each steps on its own loss, in turn.
+
+    Where one loss moves them all, they step after it. A loss scale is one for all, and updated once.
+    """
+    names = loop.optimizers if loop is not None else ()
+    lines = snippet.rstrip().splitlines()
+    first = next((i for i, line in enumerate(lines) if line.startswith(("with torch.autocast", _LOSS))), None)
+    if loop is None or first is None or len(names) < 2 or _LOSS not in snippet:
+        return snippet
+    head, body = lines[:first], [line for line in lines[first:] if "zero_grad" not in line and "update()" not in line]
+    update = [f"{line}  # once, after all of them" for line in lines if "update()" in line]
+    step = next(line for line in body if "optimizer" in line)
+    if loop.losses and not set(loop.losses) <= set(names):
+        each = ["for optimizer in optimizers.values():", "    " + step]
+        return "\n".join([*head, *body[: body.index(step)], *each, *update, "model.zero_grad()", ""])
+    turns = ", ".join(f'"{name}"' if name.isidentifier() else repr(name) for name in loop.losses or names)
+    body = [line.replace(_LOSS, "_, loss = next(losses)") for line in body if line is not step]
+    turn = [*body, step.replace("optimizer", "optimizers[name]"), "model.zero_grad()"]
+    return "\n".join(
+        [
+            *head,
+            "losses = iter(compute_losses(model, batch))",
+            f"for name in ({turns}):",
+            *("    " + line for line in turn),
+            *update,
+            "",
+        ]
+    )

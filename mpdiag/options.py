@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from mpdiag.drift import observed_parts
 from mpdiag.errors import UsageError
@@ -82,3 +84,22 @@ class ScanOptions:
             off = "--no-verify" if self.costs else "--no-costs"
             message = f"the largest batch was asked for, and {off} leaves out what finds it"
             raise UsageError("options-clash", message, f"drop {off}, or --largest-batch and --memory-limit")
+
+
+def with_keywords(options: ScanOptions, changed: dict[str, Any]) -> ScanOptions:
+    """The options with these changed by name. Raises UsageError `bad-option` for a name that is none."""
+    known = [field.name for field in fields(ScanOptions)]
+    for name in changed:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError("bad-option", f"there is no option {name}", f"{hint}they are {', '.join(known)}")
+    return replace(options, **changed)
+
+
+def in_python(function: str, subject: str, options: ScanOptions) -> str:
+    """The call as it would be typed in Python, with the options that are not at their defaults."""
+    default = ScanOptions()
+    said = [(field.name, getattr(options, field.name)) for field in fields(options)]
+    told = [f"{name}={value!r}" for name, value in said if value != getattr(default, name)]
+    return f"mpdiag.{function}({', '.join([repr(subject), *told])})"

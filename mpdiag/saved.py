@@ -16,6 +16,9 @@ from mpdiag.errors import UsageError
 LARGEST_LOG2 = 2000
 """Of any exponent: FP64's end at 1023 and -1074, a scale's are as far away again. What is beyond was not measured."""
 
+LARGEST_SCALE_LOG2 = 152
+"""Of the scale to train with: FP32 ends at 2^127 and 2^-149, and a window is searched just beyond (scale_window.py)."""
+
 
 def to_json(diagnosis: Diagnosis) -> str:
     """The diagnosis as strict JSON; a non-finite number becomes the string "NaN", "Infinity" or "-Infinity"."""
@@ -106,8 +109,9 @@ def _typed(kind: Any, value: Any) -> Any:
 
 def _require_an_exponent(name: str, value: Any) -> None:
     """Raise ValueError for a number that no exponent can be: what is drawn by powers of two would never end."""
+    largest = LARGEST_SCALE_LOG2 if name == "log2_scale" else LARGEST_LOG2
     for each in value if isinstance(value, tuple) else (value,):
-        if isinstance(each, int | float) and math.isfinite(each) and abs(each) > LARGEST_LOG2:
+        if isinstance(each, int | float) and math.isfinite(each) and abs(each) > largest:
             raise ValueError(f"{name} cannot be {each:.6g}")
 
 

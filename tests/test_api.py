@@ -344,7 +344,8 @@ def test_each_stage_is_reported_in_one_line(write):
 
 def test_the_command_is_kept_and_has_a_default(write):
     path = write(JOB)
-    assert mpdiag.scan(path, CAPTURE_ONLY).command == f"mpdiag.scan({path!r})"
+    told = "device='cpu', verify=False, verify_steps=5, seeds=1"
+    assert mpdiag.scan(path, CAPTURE_ONLY, steps=2).command == f"mpdiag.scan({path!r}, steps=2, {told})"
     assert mpdiag.scan(path, CAPTURE_ONLY, command="mine").command == "mine"
 
 
@@ -364,6 +365,24 @@ def test_what_was_seen_before_a_failure_is_with_the_error(write):
     assert "ValueError" in diagnosis.reason
     assert isinstance(caught.value.__cause__, ValueError)
     assert json.loads(to_json(diagnosis))["capture"]["steps"] == 1
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_a_caller_without_gradients_gets_the_same_scan_and_keeps_its_mode(write, mode):
+    import torch
+
+    path = write(JOB)
+    with getattr(torch, mode)():
+        diagnosis = mpdiag.scan(path, SMALL)
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (mode == "inference_mode")
+        with pytest.raises(MpdiagError):
+            mpdiag.scan(write("import nothing_of_this_name\n"), SMALL)
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert diagnosis.capture is not None
+    assert diagnosis.verification is not None
+    assert diagnosis.capture == mpdiag.scan(write(JOB), SMALL).capture
 
 
 def test_ctrl_c_is_an_error_that_holds_what_was_seen(write):
@@ -558,6 +577,40 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UsageError) as caught:
         mpdiag.load(tmp_path / "nowhere.json")
     assert caught.value.slug == "no-such-file"
+
+
+# what Python is given
+
+
+def test_an_option_that_is_none_gets_the_one_meant(write):
+    for call in (mpdiag.scan, mpdiag.verify_saved):
+        subject = write(JOB) if call is mpdiag.scan else mpdiag.scan(write(JOB), CAPTURE_ONLY)
+        with pytest.raises(UsageError) as caught:
+            call(subject, stepz=3)
+        assert (caught.value.slug, caught.value.message) == ("bad-option", "there is no option stepz")
+        assert caught.value.hint.startswith("did you mean steps? they are steps, seed, device,")
+
+
+def test_a_diagnosis_shows_itself_in_a_line_and_a_notebook(write):
+    path = write(JOB)
+    captured = mpdiag.scan(path, CAPTURE_ONLY)
+    assert repr(captured) == f"<Diagnosis of {path}: not verified, train in {captured.train_in}>"
+    full = dataclasses.replace(captured, reason="a < b")
+    page = full._repr_html_()
+    assert f"<b>Diagnosis of {path}: not verified" in page
+    assert "<p>a &lt; b</p>" in page
+    assert "backward()" in page
+
+
+def test_a_diagnosis_is_saved_and_printed_from_python(write, tmp_path):
+    whole = mpdiag.scan(write(JOB), CAPTURE_ONLY)
+    mpdiag.save(whole, tmp_path / "run.json")
+    mpdiag.save(whole, tmp_path / "run.html")
+    assert mpdiag.load(tmp_path / "run.json") == whole
+    assert "<html" in (tmp_path / "run.html").read_text()
+    assert "VERDICT" in mpdiag.text(whole)
+    assert mpdiag.text(tmp_path / "run.json") == mpdiag.text(whole)
+    assert len(mpdiag.frame(tmp_path / "run.json")) == len(whole.capture.tables)
 
 
 # the namespace

@@ -139,17 +139,21 @@ def test_steps_are_cut_first():
 
 
 def test_then_seeds():
-    # three seeds would leave 10 steps; two leave 15, one 30
-    found = plan(100, 3, budget=150.0)
-    assert (kept(found), found.steps, found.seeds) == (ALL_ARMS, 30, 1)
+    # three seeds would leave 8 steps; two leave 12
+    found = plan(100, 3, budget=120.0)
+    assert (kept(found), found.steps, found.seeds) == (ALL_ARMS, 12, 2)
     assert found.cut == (
-        "only 30 of 100 steps were trained: the time budget is 150 s",
-        "only 1 of 3 seeds were run: the time budget was too short",
+        "only 12 of 100 steps were trained: the time budget is 120 s",
+        "only 2 of 3 seeds were run: the time budget was too short",
     )
+    assert (plan(100, 3, 90.0).steps, plan(100, 3, 90.0).seeds) == (18, 1)
 
 
-def test_twenty_steps_are_enough_to_keep_every_seed():
-    assert (plan(100, 3, 300.0).steps, plan(100, 3, 300.0).seeds) == (20, 3)
+def test_ten_steps_are_enough_to_keep_three_seeds_and_twenty_every_seed():
+    assert (plan(100, 3, 150.0).steps, plan(100, 3, 150.0).seeds) == (10, 3)
+    assert (plan(100, 5, 500.0).steps, plan(100, 5, 500.0).seeds) == (20, 5)
+    assert (plan(100, 5, 400.0).steps, plan(100, 5, 400.0).seeds) == (20, 4)
+    assert (plan(100, 5, 200.0).steps, plan(100, 5, 200.0).seeds) == (13, 3)
 
 
 def test_then_arms_least_needed_first():

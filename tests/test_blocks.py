@@ -307,6 +307,9 @@ SIGNAL = X(2, 6, 9)
         (IMAGES, False, "Linear", IMAGES, 5, FEATURES),  # an image of features, as ConvNeXt's
         (IMAGES, False, "MultiheadAttention", IMAGES, 5, FEATURES),
         (SIGNAL, False, "Conv1d", SIGNAL.permute(0, 2, 1), 6, CHANNELS),
+        (SIGNAL, False, "BatchNorm1d", SIGNAL.permute(0, 2, 1), 6, CHANNELS),
+        (SIGNAL[0], False, "Conv1d", SIGNAL[0].permute(1, 0), 6, CHANNELS),  # a batch of none
+        (SIGNAL[0], False, "BatchNorm1d", SIGNAL[0], 9, FEATURES),  # a batch of features
         (SIGNAL, False, "Linear", SIGNAL, 9, FEATURES),
         (SIGNAL, False, "ReLU", SIGNAL, 9, FEATURES),
         (IMAGES[0], False, "Conv2d", IMAGES[0].permute(1, 2, 0), 6, CHANNELS),  # a batch of none

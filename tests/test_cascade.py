@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mpdiag.verify import cascade_attention, cascade_recurrent
-from mpdiag.verify.cascade import Rounding
-from mpdiag.verify.cascade_attention import WITH_SCALE, WITHOUT_SCALE, attention, kernel_rounding
-from mpdiag.verify.cascade_recurrent import unrolled
+from mpdiag.verify.cascade import fused_attention
+from mpdiag.verify.cascade import recurrent as recurrent_room
+from mpdiag.verify.cascade.fused_attention import WITH_SCALE, WITHOUT_SCALE, attention, kernel_rounding
+from mpdiag.verify.cascade.recurrent import unrolled
+from mpdiag.verify.cascade.step import Rounding
 
 
 def normal(*shape, seed=0):
@@ -79,7 +80,7 @@ def test_a_mask_of_truths_is_that_of_torch_also_where_a_query_may_look_at_nothin
 def test_rows_taken_one_at_a_time_give_the_same(monkeypatch):
     parts = [normal(4, 3, 5, 4, seed=i) for i in range(3)]
     whole = gradients(attention, parts)
-    monkeypatch.setattr(cascade_attention, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(fused_attention, "SCORES_AT_ONCE", 1)
     assert_same(gradients(attention, parts), whole)
 
 
@@ -98,6 +99,24 @@ def test_dropout_without_a_seed_is_that_of_the_global_generator():
         found.append(attention(*parts, None, 0.5))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_dropout_leaves_the_generator_where_torchs_own_function_does():
+    parts = [normal(2, 3, 4, seed=i) for i in range(3)]
+    found = []
+    for function in (attention, F.scaled_dot_product_attention):
+        torch.manual_seed(1)
+        function(*parts, dropout_p=0.3)
+        found.append(torch.rand(3))
+    assert torch.equal(*found)
+
+
+def test_a_mask_beside_is_causal_goes_to_torch_with_all_arguments(monkeypatch):
+    told = {}
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: told.update(kwargs) or args[0])
+    q = normal(1, 2, 2)
+    attention(q, q, q, torch.ones(2, 2), 0.0, True, 0.5, True)
+    assert told == {"scale": 0.5, "enable_gqa": True}
 
 
 def test_dropout_with_a_seed_leaves_the_stated_share_and_the_global_generator_alone():
@@ -198,7 +217,7 @@ def test_dropout_between_layers_is_for_training_only():
 
 def test_too_many_time_steps_are_left_to_torch(monkeypatch):
     net, name = recurrent(nn.GRU, 1, False, False, True, 0)
-    monkeypatch.setattr(cascade_recurrent, "STEPS_AT_MOST", 4)
+    monkeypatch.setattr(recurrent_room, "STEPS_AT_MOST", 4)
     args = (normal(5, 2, 3), states(net, 2), net._flat_weights, True, 1, 0.0, True, False, False)
     assert unrolled(name, args, 0) is None
 

@@ -203,6 +203,16 @@ def test_mp102_a_module_that_is_infinite_in_fp32_too_is_passed_over():
     assert only("MP102", masked, norm, amp_nonfinite=("mask", "norm")).subject == "norm"
 
 
+def test_mp102_a_loss_that_is_infinite_only_in_fp16_is_an_error():
+    assert only("MP102", *HEALTHY, amp_loss_finite=False, losses=(1.0, math.nan)).subject == "the loss"
+
+
+@pytest.mark.parametrize("first", [math.nan, math.inf])
+def test_mp102_a_loss_that_is_not_finite_in_fp32_either_is_not_fp16s_fault(first):
+    assert found("MP102", *HEALTHY, amp_loss_finite=False, losses=(first,)) == []
+    assert found("MP102", *HEALTHY, amp_loss_finite=False, losses=()) == []
+
+
 # MP103 input-range
 
 
@@ -557,6 +567,18 @@ def test_mp304_another_failure_is_an_error_and_quotes_it():
     assert (f.severity, f.subject) == ("error", "the forward pass")
     assert f.message == "an FP16 autocast iteration fails: expected scalar type Float but found Half"
     assert found("MP303", amp_error="expected scalar type Float but found Half") == []
+
+
+def test_mp304_names_the_line_that_raised():
+    f = only("MP304", amp_error="TypeError while computing the loss: a and b differ, at my job.py:21")
+    assert f.source == "my job.py:21"
+    assert f.remedy.startswith("mend my job.py:21, or put an FP32 island around it; `--depth ops`")
+
+
+def test_mp304_tells_a_constant_beyond_fp16_apart():
+    f = only("MP304", amp_error="RuntimeError: value cannot be converted to type c10::Half without overflow, at a.py:3")
+    assert f.remedy.startswith("write a smaller constant at a.py:3; for a mask torch.finfo(scores.dtype).min (MP305")
+    assert "masked_fill" in f.snippet
 
 
 def test_mp304_an_operator_that_only_the_cpu_lacks_is_information_about_the_emulation():

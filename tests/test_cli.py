@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 import torch
 
+import mpdiag
 from mpdiag.cli.main import main
+from mpdiag.errors import MpdiagError
 from mpdiag.saved import from_json
 
 OURS = str(Path(main.__code__.co_filename).parents[1])
@@ -236,6 +238,23 @@ def test_a_loss_that_is_none_is_refused(cli, write, returned, slug):
     refused(cli("scan", write(text), *SMALL), slug, 2)
 
 
+def test_a_scan_that_saw_nothing_leaves_an_earlier_result_as_it_was(cli, write, tmp_path):
+    assert cli("scan", write(WHOLE), *CAPTURE_ONLY).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()}
+    result = cli("scan", write(WHOLE.replace("return model(batch).pow(2).mean()", "return {}")), *CAPTURE_ONLY)
+    refused(result, "loss-not-a-tensor", 2)
+    assert result.out == ""
+    assert {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()} == before
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_the_summary_names_the_file_to_verify(cli, write, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))  # at some widths the command stands on two lines
+    result = cli("scan", write(WHOLE), *CAPTURE_ONLY, "--json", "my runs/one.json")
+    assert "mpdiag verify 'my runs/one.json'" in " ".join(result.out.split())
+    assert "mpdiag verify 'my runs/one.json'" in " ".join(cli("report", "my runs/one.json").out.split())
+
+
 def test_a_loss_that_is_nan_at_the_first_step_ends_the_scan_and_keeps_what_was_seen(cli, write, tmp_path):
     result = cli("scan", write(WHOLE.replace(".mean()", ".mean() * float('nan')")), *SMALL)
     refused(result, "loss-not-finite", 3)
@@ -262,7 +281,10 @@ def test_a_model_that_autocast_cannot_run_is_still_observed_in_fp32(cli, write, 
     result = cli("scan", write(text), *SMALL, "--fail-on", "never")
     assert result.code == 0, result.err
     data = saved(tmp_path / "reports/job.json")
-    assert "only in FP32" in data["capture"]["amp_error"]
+    line = 1 + next(i for i, code in enumerate(text.splitlines()) if "assert" in code)
+    assert data["capture"]["amp_error"].endswith(f"only in FP32, at job.py:{line}")
+    (found,) = [f for f in data["advice"]["findings"] if f["code"] == "MP304"]
+    assert found["source"] == f"job.py:{line}"
     assert data["capture"]["steps"] == 2
 
 
@@ -862,7 +884,10 @@ def test_report_writes_to_a_file_what_it_prints(cli, run_json, tmp_path, kind):
 @pytest.mark.parametrize("stage", ["target", "capture"])
 def test_report_draws_a_scan_that_did_not_end(cli, write, tmp_path, kind, stage):
     text = WHOLE.replace("(model, batch)", "()") if stage == "target" else RAISING["computing the loss"]
-    assert cli("scan", write(text), *CAPTURE_ONLY).code == 3
+    with pytest.raises(MpdiagError) as caught:
+        mpdiag.scan(str(write(text)), device="cpu", steps=2, verify=False)
+    (tmp_path / "reports").mkdir()
+    mpdiag.save(caught.value.diagnosis, tmp_path / "reports/job.json")
     data = saved(tmp_path / "reports/job.json")
     assert (data["capture"] is None) == (stage == "target")
     result = cli("report", tmp_path / "reports/job.json", "--format", kind, "--plotly", "none")

@@ -27,6 +27,7 @@ import report_samples as samples
 from mpdiag.advice.configs import Config, configs_for
 from mpdiag.advice.loss_scale import _snippet
 from mpdiag.diagnosis import Diagnosis
+from mpdiag.loop import LoopFacts, OptimizerGroup, for_all_optimizers
 from mpdiag.plan import IslandPlan, plan_snippet
 from mpdiag.report import configs as as_text
 from mpdiag.report.html import render
@@ -252,6 +253,25 @@ def test_islands_are_made_before_a_framework_has_the_model():
     assert {title: lines for title, lines in found.items() if title != "DeepSpeed"} == dict.fromkeys(
         ("PyTorch", "Lightning", "transformers", "Accelerate"), ISLAND
     )
+
+
+def test_the_plan_is_applied_from_its_own_file():
+    found = configs_for(diagnosis(islands=("head",)), "wider.plan.json")
+    assert ['mpdiag.apply(model, "wider.plan.json")' in config.text for config in found] == [True] * 5
+
+
+def test_several_optimizers_have_their_turns_in_the_plain_loop_and_the_others_say_so():
+    one = diagnosis()
+    groups = tuple(OptimizerGroup(name, "Adam", "float32", 4, "w") for name in ("d", "g"))
+    loop = LoopFacts({"float32": 8}, groups, losses=("d", "g"))
+    for train_with in ("fp16", "bf16"):
+        whole = diagnosis(train_with=train_with)
+        scale = whole.advice.loss_scale
+        scale = replace(scale, snippet=for_all_optimizers(scale.snippet, loop))
+        advice = replace(whole.advice, loss_scale=scale)
+        plain, *others = configs_for(replace(whole, capture=replace(one.capture, loop=loop), advice=advice))
+        assert 'for name in ("d", "g"):' in plain.text
+        assert all(c.note.startswith("Written for one optimizer; this job has 2 (d, g)") for c in others)
 
 
 def test_deepspeed_with_islands_is_autocast_since_its_fp16_block_has_none():

@@ -160,10 +160,12 @@ def test_energy_has_the_interval_of_both_arms_at_their_worst():
 
 
 def test_one_window_of_energy_decides_nothing():
-    energy = (joules("fp32", 0.5), joules("fp16", 0.2))
+    energy = tuple(replace(use, windows=1) for use in (joules("fp32", 0.5), joules("fp16", 0.2)))
     found = of(measured(energy=energy), ENERGY)
     assert (found.verdict, found.interval) == ("inconclusive", None)
-    assert "one window" in found.reason
+    assert found.reason == "one window an arm gives no interval"
+    two = tuple(replace(use, windows=2) for use in energy)
+    assert of(measured(energy=two), ENERGY).reason == "2 windows an arm give no interval"
 
 
 @pytest.mark.parametrize("interval", [(0.0, 0.4), (-0.1, 0.5)])

@@ -1,5 +1,7 @@
 """The stages of measuring costs: their order and budget, what fails or is cut, and nothing lost when one does."""
 
+import time
+
 import pytest
 import torch
 
@@ -13,7 +15,8 @@ from mpdiag.target import load_job
 from mpdiag.training.precision import FP32_IEEE, Precision
 from mpdiag.verify import cost_run
 from mpdiag.verify.arms import Arm
-from mpdiag.verify.cost_run import CostRun, CostsAsked
+from mpdiag.verify.cost_run import CostRun
+from mpdiag.verify.costs_asked import CostsAsked
 from mpdiag.verify.plan import Pace
 from mpdiag.verify.warm_up import that_fit, warm_up_seconds
 
@@ -215,3 +218,10 @@ def test_ceilings_take_at_most_eight_seconds_and_at_least_half_of_that(run, monk
     measured(run.__class__(run.job, ARMS, CPU, 0, lambda: None), seconds=20.0)
     assert given[0] == 8.0
     assert given[1:] in ([], [4.0])
+
+
+def test_windows_count_what_building_their_arms_takes(run):
+    run._until = time.perf_counter() + 100.0
+    assert run._windows(2, 0.0) == (3, 5.0)
+    assert run._windows(2, 4.0) == (3, 2.1)
+    assert run._windows(2, 9.0) == (1, 2.1)

@@ -153,6 +153,18 @@ def test_a_folder_that_was_deleted_meanwhile_is_made_again(tmp_path):
     assert names(tmp_path / "reports") == ["job.html", "job.json"]
 
 
+def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path):
+    from mpdiag.cli.files import writable, write
+
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    path = writable(tmp_path / ("x" * (longest - len(".json")) + ".json"), asked=False)
+    assert write(path, "{}").read_text("utf-8") == "{}"
+    assert names(tmp_path) == [path.name]
+    with pytest.raises(UsageError) as caught:
+        writable(tmp_path / ("x" * longest + ".json"), asked=False)
+    assert caught.value.slug == "output-not-writable"
+
+
 @pytest.mark.parametrize("failing", [FULL, "shutil.rmtree('reports'); open('reports', 'w').close()"])
 def test_what_cannot_be_written_is_still_printed(tmp_path, failing):
     written(tmp_path, failing)
@@ -250,6 +262,74 @@ def test_a_ctrl_c_during_the_load_promises_no_json(tmp_path):
     assert ".json" not in errors(shown)[1].lower()
     assert "JSON" not in errors(shown)[1]
     assert names(tmp_path / "reports") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_seconds", [0.0, 0.02, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_delivery_changes_no_exit_code(tmp_path, sent, after_seconds):
+    written(tmp_path)
+    command = [sys.executable, "-m", "mpdiag", "scan", "job.py", *CAPTURE_ONLY]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, encoding="utf-8")
+    assert process.stdout is not None
+    assert any("reports/job.json" in line for line in process.stdout)
+    time.sleep(after_seconds)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "error[" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", ["threading.Thread(target=hang).start()", "atexit.register(hang)"])
+def test_what_of_the_target_never_ends_can_still_be_stopped(tmp_path, blocks):
+    written(tmp_path, text=f"{WHOLE}\nimport atexit, threading\ndef hang(): time.sleep(1000)\n{blocks}\n")
+    command = [sys.executable, "-m", "mpdiag", "scan", "job.py", *CAPTURE_ONLY]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, encoding="utf-8")
+    assert process.stdout is not None
+    assert any("reports/job.json" in line for line in process.stdout)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+STOPPED_IN_AN_IMPORT = """
+import os, signal, sys
+
+class Stop:
+    done = False
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r} and not self.done:
+            self.done = True
+            os.kill(os.getpid(), signal.{sent})
+
+sys.meta_path.insert(0, Stop())
+sys.argv = ["mpdiag", "scan", "job.py", *{options!r}]
+from mpdiag.cli.main import process
+process()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("module", ["numpy.linalg", "torch.nn"])
+def test_a_signal_that_comes_in_an_import_of_torch_or_numpy_stops_the_scan_after_it(tmp_path, sent, module):
+    written(tmp_path)
+    script = STOPPED_IN_AN_IMPORT.format(module=module, sent=sent, options=CAPTURE_ONLY)
+    shown = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120
+    )
+    assert errors(shown)[0] == f"error[interrupted]: stopped by {'Ctrl-C' if sent == 'SIGINT' else sent}"
+    assert shown.returncode == 3
+    assert "Traceback" not in shown.stderr
+    assert "REPORT" not in shown.stdout
 
 
 def test_an_interruption_says_what_it_was():
@@ -433,13 +513,19 @@ def test_an_exponent_that_no_number_has_is_refused(path, value):
     assert str(path[-1]) in refused.value.message
 
 
+@pytest.mark.parametrize("value", [153, -153])
+def test_a_scale_that_fp32_cannot_hold_is_refused(value):
+    with pytest.raises(UsageError):
+        from_json(tampered(value, *SCALE, "log2_scale"))
+
+
 @pytest.mark.parametrize(
     ("value", "path"),
     [
-        (500, (*SCALE, "log2_scale")),
-        (2000, (*SCALE, "log2_scale")),
-        (-2000, (*SCALE, "log2_scale")),
-        (2000, (*SCALE, "curve", 0, "log2_scale")),
+        (152, (*SCALE, "log2_scale")),
+        (-152, (*SCALE, "log2_scale")),
+        (2000, (*SCALE, "upper_log2")),
+        (152, (*SCALE, "curve", 0, "log2_scale")),
         (2000, ("capture", "tables", 0, "histogram", "lowest")),
         ("NaN", (*SCALE, "curve", 0, "underflow")),
         ("Infinity", (*SCALE, "curve", 0, "overflow")),

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.amp import autocast_mode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree as pytree
 
@@ -656,6 +657,52 @@ def test_an_island_in_another_type_computes_in_that_type():
 
 
 # afterwards
+
+
+class Product(torch.autograd.Function):
+    """A hand-written product as torch's documentation has users decorate it for CUDA: in FP32."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+    def forward(ctx: Any, a: torch.Tensor, named: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+        b = named["b"][0]
+        ctx.save_for_backward(a, b)
+        return a @ b
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        _, b = ctx.saved_tensors
+        return gradient @ b.t(), None
+
+
+def test_a_custom_function_that_casts_its_inputs_on_cuda_casts_them_here():
+    a, b = h(2, 3).half().requires_grad_(), x(3, 4)
+    with region():
+        product = Product.apply(a, {"b": [b]})
+        product.sum().backward()
+    assert product.dtype == FP32
+    assert torch.equal(product, a.detach().float() @ b)
+    assert a.grad is not None
+    assert torch.equal(a.grad, (torch.ones(2, 4) @ b.t()).half())
+
+
+def test_a_custom_function_keeps_double_inputs_as_cuda_does():
+    with region():
+        assert Product.apply(x(2, 3).double(), {"b": [x(3, 4).double()]}).dtype == torch.float64
+
+
+def test_a_custom_function_casts_nothing_in_a_pure_policy():
+    with cuda_policy(pure=True), torch.autocast("cpu", dtype=HALF):
+        assert Product.apply(x(2, 3).half(), {"b": [x(3, 4).half()]}).dtype == HALF
+
+
+def test_after_the_block_a_custom_function_casts_nothing_on_a_cpu():
+    theirs = autocast_mode._cast
+    with pytest.raises(RuntimeError, match="unsafe"), region():
+        F.binary_cross_entropy(Product.apply(h(2, 3), {"b": [x(3, 4)]}), torch.rand(2, 4))
+    assert autocast_mode._cast is theirs
+    assert autocast_mode._cast(x(2).half(), "cuda", FP32).dtype == HALF
 
 
 def registrations() -> set[str]:

@@ -43,6 +43,13 @@ def test_a_single_other_label_counts():
     assert batch_hash((x, other)) != batch_hash((x, y))
 
 
+@pytest.mark.parametrize("elements", [2**24 + 3, 3 * 2**24 + 1])
+def test_a_batch_of_more_numbers_than_float32_counts_has_a_hash(elements):
+    large = torch.zeros(1).expand(elements).clone()
+    large[-1] = 1.0
+    assert batch_hash(large) != batch_hash(torch.zeros(elements))
+
+
 def test_shape_and_type_count():
     x = torch.arange(6)
     others = (x.reshape(2, 3), x.int(), x.float(), x.double(), x.numpy(), [0, 1, 2, 3, 4, 5])

@@ -277,10 +277,19 @@ def test_what_fp16_would_need_is_the_labelled_alternative():
     assert "mpdiag.apply" not in section
 
 
+def test_modules_that_did_not_cure_fp16_are_no_alternative_on_screen_or_page():
+    made = job_of(CODED, None, "H100", MP101)
+    failed = replace(made.advice, keep_fp32=("fc",), plan=replace(CODED, enough=False, keep_fp32=()))
+    made = with_format_choice(replace(made, advice=failed))
+    assert "or FP16 instead of BF16: MP101: keep fc in FP32" in digest_of(made).next_steps
+    page = html.render(made, plotly="none")
+    assert "keep in FP32" not in page[page.index('<section id="do-this">') :].split("</section>")[0]
+
+
 def test_staying_in_fp32_is_said_where_code_would_be():
     made = job_of(CODED, None, "P100", MP101)
     page = html.render(made, plotly="none")
-    said = "No code to paste: the advice is to stay in FP32. no tensor cores for FP16"
+    said = "No code to paste: the advice is to stay in FP32: no tensor cores for FP16"
     assert said in page[page.index('<section id="do-this">') :].split("</section>")[0]
     assert as_text.render(made, ()) == f"{said}\n"
 
@@ -345,6 +354,14 @@ def test_an_undecided_run_leaves_the_forecast():
     choice = chosen("A100", run=verified(None, fp16="inconclusive"))
     assert (choice.chosen, choice.verified) == ("FP16", False)
     assert choice.reason.endswith("loss scale 2^14, here undecided")
+
+
+def test_an_undecided_bf16_says_nothing_of_an_fp16_that_was_not_trained():
+    assert chosen("A100", run=verified(None, bf16="inconclusive")).reason.endswith("loss scale 2^14, not trained here")
+
+
+def test_fp16_that_keeps_up_where_nothing_trains_was_trained_here():
+    assert chosen("A100", run=verified(None, fp16="equivalent")).reason.endswith("2^14, keeps up with FP32 here")
 
 
 def test_shown_not_to_be_worse_is_enough():

@@ -191,7 +191,7 @@ def test_the_answer_comes_before_the_run_and_the_run_before_the_findings(source:
 def test_the_four_boxes_answer_in_order(page: Page) -> None:
     figures = [" ".join(e["text"].split()) for e in page.all("p", class_="figure")]
     assert figures[0] == "214 = 16384"
-    assert figures[2] == "8.1 GiB → 5.2 GiB"
+    assert figures[2] == "8.1 → 5.2 GiB"
     assert figures[3] == "−0.001"
     assert len(figures) == 4
 

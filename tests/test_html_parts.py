@@ -238,3 +238,25 @@ def test_bytes_are_binary_multiples() -> None:
 
 def test_prose_raises_exponents_and_escapes_the_rest() -> None:
     assert html_numbers.prose("below 2^-25 <b> `x`") == "below 2<sup>−25</sup> &lt;b&gt; <code>x</code>"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("by -4.62e-05, x1.067", "by −4.62_×_10<sup>−5</sup>, ×1.067"),
+        ("0.82x the memory, 15% of 3.5 us", "0.82× the memory, 15_% of 3.5_µs"),
+        ("2^4..2^17, -0.3..+0.2", "2<sup>4</sup> to 2<sup>17</sup>, −0.3 to +0.2"),
+        ("take --seeds 3", 'take <span class="flag">--seeds</span> 3'),
+        ("eps=1e-5, dim=-1, fp16-2, x0.weight, `a -3`", "eps=1e-5, dim=-1, fp16-2, x0.weight, <code>a -3</code>"),
+    ],
+)
+def test_prose_sets_numbers_as_the_page_does_and_leaves_code_alone(text: str, shown: str) -> None:
+    assert html_numbers.prose(text) == shown.replace("_", THIN)
+
+
+def test_a_limit_is_a_share_where_the_figure_before_it_is_one() -> None:
+    told = html_numbers.facts({"underflow": 0.033, "limit": 0.01, "abs_max": 4.8, "worst_limit": 0.9, "upper_log2": 3})
+    assert told == [
+        ("underflow", f"3.3{THIN}%"), ("limit", f"1.0{THIN}%"), ("abs max", "4.8"), ("worst limit", "0.9"),
+        ("upper", "2<sup>3</sup>"),
+    ]  # fmt: skip

@@ -18,7 +18,7 @@ from kernel_samples import FLOPS, FP16, LAYERS, ODD, TIME, UNTRACED
 from mpdiag.costs.kernels import ArmKernels, Flops, WhyNot
 from mpdiag.costs.tensor_cores import Ceilings
 from mpdiag.report.html import _environment
-from mpdiag.report.html_tensor_cores import WORST, ceilings_in_words, tensor_core_context, tensor_core_view
+from mpdiag.report.html_tensor_cores import WORST, CeilingRow, ceiling_rows, tensor_core_context, tensor_core_view
 from mpdiag.report.tensor_core_words import gain_in_words, missed, tensor_core_line
 from mpdiag.saved import _plain, _typed
 
@@ -35,7 +35,7 @@ def text(source: str) -> str:
 
 def test_the_claim_stands_with_its_level_and_the_contradiction_under_it():
     shown = text(page(FP16))
-    assert "E4 : 70.0% of GPU kernel time in kernels known as tensor-core." in shown
+    assert f"E4 , kernel names: 70.0{THIN}% of GPU kernel time in kernels known as tensor-core." in shown
     assert "E4 says yes and E3 &lt;reads&gt; nothing" in shown
     assert "E1 hardware counters by type cannot tell refused" in shown
 
@@ -56,7 +56,9 @@ def test_layers_are_rows_with_their_answer_rate_reason_and_gain():
     shown = text(page(FP16))
     assert "blocks. 0. &lt;/script&gt; Linear 1 2 30.0" in shown
     assert f"350{THIN}TFLOP/s, 58.0{THIN}% of the ceiling" in shown
-    assert "7x9x8 takes 9 us alone, 3 us as 8x16x8. pad vocab : 0.5 ms of kernel time a step, measured" in shown
+    assert (
+        f"7x9x8 takes 9{THIN}µs alone, 3{THIN}µs as 8x16x8. pad vocab : 0.5 ms of kernel time a step, measured" in shown
+    )
     assert "3 input channels. nothing: not measured" in shown
     assert "it multiplies no matrices. leave it: nothing to gain" in shown
 
@@ -142,15 +144,15 @@ CEILINGS = Ceilings(
 
 
 def test_ceilings_stand_with_their_window_and_clock_and_a_burst_is_called_one():
-    assert ceilings_in_words(CEILINGS) == (
-        f"The ceilings, as this GPU reached them: FP16 742{THIN}TFLOP/s (over 1.1{THIN}s, at 1,755{THIN}MHz, power "
-        f"cap); FP32 51.9{THIN}TFLOP/s; a copy 2,890{THIN}GB/s (over 0.4{THIN}s, at 1,980{THIN}MHz). "
-        "FP16 matmul: a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap); longer work is slower."
+    burst = "a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap); longer work is slower"
+    assert ceiling_rows(CEILINGS) == (
+        CeilingRow("FP16", f"742{THIN}TFLOP/s", f"1.1{THIN}s", f"1,755{THIN}MHz", burst),
+        CeilingRow("FP32", f"51.9{THIN}TFLOP/s", None, None, ""),
+        CeilingRow("copy", f"2,890{THIN}GB/s", f"0.4{THIN}s", f"1,980{THIN}MHz", ""),
     )
-    assert ceilings_in_words(None) is None
-    assert ceilings_in_words(Ceilings({}, None, None, 0.0, reasons={"FP16": "no room"})) is None
+    assert ceiling_rows(None) == ceiling_rows(Ceilings({}, None, None, 0.0, reasons={"FP16": "no room"})) == ()
     shown = _environment().get_template("tensor_cores.html").render(**tensor_core_context([FP16], None, None, CEILINGS))
-    assert "The ceilings, as this GPU reached them" in shown
+    assert shown.index("as this GPU reached it") < shown.index("742") < shown.index("longer work is slower")
 
 
 def line(**changes: Any) -> str | None:

@@ -40,6 +40,7 @@ from mpdiag.target.job import ONLY, Job
 from mpdiag.training.islands import fp32_islands, is_island, lift_islands
 from mpdiag.training.precision import FP16_AUTOCAST, Precision
 from mpdiag.training.session import open_session
+from mpdiag.verify import island_gradients
 from mpdiag.verify.arms import arms_for
 from mpdiag.verify.compare import compare_arms
 from mpdiag.verify.island_gradients import dead_gradients, with_live_gradients
@@ -817,6 +818,22 @@ def test_a_search_for_live_gradients_that_runs_out_of_time_says_so(monkeypatch):
     assert found.plan.reason == "a gradient stays zero: the time budget of 2 s ended"
     planned = replace(advice, plan=PLAN)
     assert with_live_gradients(the_job, the_job.start(0, 1), CPU, capture, planned, prediction, 2.0, print) is planned
+
+
+def test_a_set_that_keeps_gradients_alive_is_no_dead_gradient_when_the_time_ends_after_it(monkeypatch):
+    the_job, capture, advice, prediction = deaf()
+    real, wanted = IslandTrials.run, iter(("b", "a"))
+
+    def twice(self: IslandTrials, names: tuple[str, ...]) -> Any:
+        if names == ("b",) and self.iterations > 1:  # to leave `a` out again
+            raise OutOfTimeError
+        return real(self, names)
+
+    monkeypatch.setattr(IslandTrials, "run", twice)
+    monkeypatch.setattr(island_gradients._Search, "_next", lambda *_: next(wanted))
+    found = with_live_gradients(the_job, the_job.start(0, 1), CPU, capture, advice, prediction, 60.0, print)
+    assert (found.plan.enough, found.plan.minimal, found.plan.keep_fp32) == (True, False, ("b", "a"))
+    assert found.plan.reason == "it is not shown that none can be left out: the time budget of 60 s ended"
 
 
 # time

@@ -510,8 +510,10 @@ def test_mp518_a_scan_of_a_job_with_a_learning_rate_of_zero_is_inconclusive(tmp_
 # MP519 clipped-while-scaled, MP520 mixed-scales: on loops of the job's own
 
 
-def own_loop(step: Any, model: nn.Module, optimizer: torch.optim.Optimizer, iterations: int = 2) -> set[LoopEvent]:
-    with LoopWatch(model, [optimizer]) as watch:
+def own_loop(
+    step: Any, model: nn.Module, optimizer: torch.optim.Optimizer | None, iterations: int = 2
+) -> set[LoopEvent]:
+    with LoopWatch(model, [optimizer] if optimizer else []) as watch:
         for _ in range(iterations):
             step()
     return {what for what, _, _ in watch.events} & {LoopEvent.CLIPPED_SCALED, LoopEvent.MIXED_SCALES}
@@ -538,6 +540,8 @@ def test_mp519_and_mp520_a_loop_in_order_is_silent(name):
         ("scale unscale zero scale step zero", set()),  # a step that the job itself leaves out
         ("scale step zero scale divide unscale clip step zero", set()),
         ("plain clip", set()),
+        ("scale step zero plain clip", set()),  # as a critic that takes turns with what the scaler trains
+        ("scale step zero plain clip scale clip step zero", {LoopEvent.CLIPPED_SCALED}),
     ],
 )
 @pytest.mark.parametrize("enabled", [True, False])
@@ -562,6 +566,12 @@ def test_mp519_and_mp520_what_is_called_in_which_order(order, seen, enabled):
         "zero": lambda: optimizer.zero_grad(set_to_none=False),
     }
     assert own_loop(lambda: [calls[call]() for call in order.split()], model, optimizer) == (seen if enabled else set())
+
+
+def test_mp519_a_clamp_by_keywords_alone_is_let_through():
+    x = torch.tensor([-1.0, 1.0])
+    assert own_loop(lambda: torch.clamp_(input=x, min=0.0), nn.Linear(1, 1), None) == set()
+    assert x.tolist() == [0.0, 1.0]
 
 
 def test_mp519_a_watched_step_trains_as_an_unwatched_one():

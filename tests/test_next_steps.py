@@ -9,9 +9,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 import report_samples as samples
 from arm_samples import judged, trial
 
+from mpdiag import settings
 from mpdiag.accuracy import PairedTest
 from mpdiag.diagnosis import Asked, Diagnosis
-from mpdiag.report.next_steps import steps_from
+from mpdiag.report import time_needed
+from mpdiag.report.html import render
+from mpdiag.report.next_steps import scans_to_come, steps_from
+from mpdiag.report.time_needed import budget_for
 
 
 def undecided(needed: int | None, seeds: int = 3, pairs: int = 3, cut: tuple[str, ...] = (), **target) -> Diagnosis:
@@ -29,6 +33,58 @@ def text(diagnosis: Diagnosis) -> str:
 
 def test_a_number_of_seeds_that_one_can_run_is_named():
     assert "scan again with --seeds 12" in text(undecided(12))
+
+
+def test_more_seeds_than_the_budget_had_time_for_need_a_longer_one_too():
+    cut = ("only 2 of 3 seeds were run: the time budget was too short",)
+    unknown = replace(undecided(12, cut=cut), elapsed_seconds={})
+    assert "scan again with --seeds 12 and a longer --time-budget" in text(unknown)
+    other = replace(undecided(12, cut=("energy: the time budget had 5 s left",)), elapsed_seconds={})
+    assert "--time-budget" not in text(other)
+
+
+def timed(seconds: float, costs: float = 0.0, **spent: float) -> Diagnosis:
+    """Three seeds of two arms at four steps each: 24 steps."""
+    made = undecided(12, cut=("arm bf16: not run, the time budget is 60 s",))
+    run = made.verification
+    pairs = (*run.trials, *(replace(t, arm="fp32") for t in run.trials))
+    run = replace(run, trials=pairs, costs=replace(run.costs, seconds=costs))
+    return replace(made, verification=run, elapsed_seconds={"verify": seconds, **spent}, asked=Asked(10, 3))
+
+
+def test_the_budget_for_more_seeds_is_estimated_from_the_runs():
+    # 1 s a step; 12 seeds of 10 steps in three arms, which have 0.75 of the budget
+    assert budget_for(timed(24.0), 12) == 480
+    assert "scan again with --seeds 12 --time-budget 480 (seconds, estimated" in text(timed(24.0))
+    assert "--time-budget" not in text(timed(2.4))  # 48 s: the default is enough
+
+
+def test_the_costs_and_the_search_of_islands_need_their_shares_of_the_budget_too():
+    assert budget_for(timed(36.0, costs=12.0), 12) == 1200  # 0.4 of it is for training
+    assert budget_for(timed(24.0, islands=1.0), 12) == 720
+
+
+def test_the_estimate_shares_a_budget_as_the_verification_does():
+    names = "TRAINING_SHARE", "PREDICTION_SHARE", "ISLANDS_SHARE"
+    assert [getattr(time_needed, name) for name in names] == [getattr(settings, name) for name in names]
+    assert time_needed.DEFAULT_SECONDS == settings.TIME_BUDGET_SECONDS
+
+
+def test_without_a_time_there_is_no_estimate():
+    assert budget_for(timed(0.0), 12) is None
+    assert budget_for(replace(timed(24.0), verification=None), 12) is None
+
+
+def test_no_number_of_seeds_is_asked_for_where_fp16_raised():
+    made = undecided(89)
+    broken = tuple(replace(t, error="boom") for t in made.verification.trials)
+    assert "scan again" not in text(replace(made, verification=replace(made.verification, trials=broken)))
+
+
+def test_do_this_and_the_terminal_name_the_same_scans():
+    made = undecided(12)
+    assert scans_to_come(made) == [step for step in steps_from(made) if "scan again" in step or "CUDA GPU" in step]
+    assert "<b>Next:</b> scan again with" in render(made, plotly="none")
 
 
 def test_more_seeds_than_anyone_runs_become_a_later_stage_of_training():

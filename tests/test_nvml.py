@@ -48,7 +48,6 @@ def test_a_cpu_has_reasons_and_no_numbers():
 
 def test_a_cpu_asks_nvml_nothing(fake):
     window()
-    assert Nvml(CPU).others() == []
     assert Nvml(CPU).processes() is None
     assert Nvml(CPU).state() == GpuState()
     assert Nvml(CPU).utilization() is None
@@ -319,13 +318,12 @@ def test_a_window_that_raises_is_still_read_and_the_error_goes_on(fake):
 
 def test_other_processes_are_all_but_this_one_and_its_parent(fake):
     fake.processes = [17, os.getpid(), os.getppid(), 23]
-    assert Nvml(CUDA).others() == [17, 23]
+    assert Nvml(CUDA).processes() == [17, 23]
 
 
 def test_other_processes_that_may_not_be_listed_are_not_known(fake):
     fake.failing["nvmlDeviceGetComputeRunningProcesses"] = "No Permission"
     assert Nvml(CUDA).processes() is None
-    assert Nvml(CUDA).others() == []
     assert window(fake).others is None
 
 

@@ -59,6 +59,11 @@ def test_the_command_line_refuses_it_too(asked, tmp_path, monkeypatch):
         assert (raised.slug, raised.exit_code) == ("options-clash", 2)
 
 
+def test_help_tells_what_the_time_budget_is_for():
+    text = " ".join(CliRunner().invoke(commands, ["scan", "--help"]).output.split())
+    assert "For the search of FP32 islands and the verification" in text
+
+
 def test_help_tells_the_time_of_the_search():
     text = " ".join(CliRunner().invoke(commands, ["scan", "--help"]).output.split())
     assert f"at least {LARGEST_BATCH_SECONDS:.0f} s an arm" in text

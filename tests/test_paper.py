@@ -29,6 +29,7 @@ if not (ROOT / "benchmarks").is_dir():
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import paper  # noqa: E402
+import paper_cuts  # noqa: E402
 import paper_jobs  # noqa: E402
 import paper_lanes  # noqa: E402
 import paper_page  # noqa: E402
@@ -81,6 +82,12 @@ def cells(text: str, job: str, state: str) -> dict[str, str]:
     return dict(zip(paper_page.COLUMNS, values, strict=True))
 
 
+def cost_cells(text: str, job: str) -> dict[str, str]:
+    table = text.partition("## What mixed precision costs")[2].partition("## ")[0]
+    values = [cell.strip() for cell in line(table, f"| {job} |").strip("|").split("|")]
+    return dict(zip(paper_page.COST_COLUMNS, values, strict=True))
+
+
 # the page
 
 
@@ -97,24 +104,41 @@ def test_an_arm_that_is_worse_is_bold_and_one_that_is_undecided_says_so():
         compared("fp16-pure", "loss", "inconclusive", 1.3),
     )
     row = cells(paper_page.page({"lstm_lm-late": late}), "lstm_lm", "late")
-    assert row["FP32"] == "loss 1.25"
-    assert row["mixed"] == "loss 1.25 equivalent"
-    assert row["unscaled"] == "loss 1.5 **worse**"
-    assert row["pure FP16"] == "loss 1.3 undecided"
+    assert (row["of"], row["FP32"]) == ("loss", "1.25")
+    assert row["mixed"] == "1.25 equivalent"
+    assert row["unscaled"] == "1.5 **worse**"
+    assert row["pure FP16"] == "1.3 undecided"
+
+
+def test_an_arm_that_is_shown_to_be_not_worse_says_so():
+    late = record(*(compared(arm, "distance", "inconclusive", test={"noninferior": True}) for arm in paper_page.ARMS))
+    text = paper_page.page({"dcgan-late": late})
+    assert cells(text, "dcgan", "late")["mixed"] == "1.5 not worse"
+    assert "As in the paper, no scale was needed." in line(text, "- **dcgan**:")
+    assert "Mixed not worse than FP32 (late)" in line(text, "- **dcgan**:")
 
 
 def test_metrics_come_before_the_loss():
     made = record(compared("fp16", "loss", "equivalent"), compared("fp16", "bits_per_character", "better", 2.0))
     row = cells(paper_page.page({"lstm_lm": made}), "lstm_lm", "init")
-    assert row["mixed"] == "bits per character 2 better, loss 1.5 equivalent"
+    assert row["of"] == "bits per character, loss"
+    assert row["mixed"] == "2 better, 1.5 equivalent"
+
+
+def test_two_figures_with_one_verdict_share_the_word_and_others_than_the_baselines_are_named():
+    both = [compared("fp16", q, "equivalent") for q in ("accuracy", "loss")]
+    made = record(*both, compared("fp16-pure", "loss", "worse", 9.0))
+    row = cells(paper_page.page({"lstm_lm": made}), "lstm_lm", "init")
+    assert row["mixed"] == "1.5, 1.5 equivalent"
+    assert row["pure FP16"] == "loss 9 **worse**"
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", None])
 def test_an_arm_without_a_finite_value_is_not_finite(value):
     made = record(compared("fp16-pure", "loss", "worse", value, difference=None, reason="not finite, while FP32 is"))
     text = paper_page.page({"lstm_lm": made})
-    assert cells(text, "lstm_lm", "init")["pure FP16"] == "not finite: **worse**"
-    assert "pure FP16 worse (loss: not finite, while FP32 is) (init)" in line(text, "- lstm_lm:")
+    assert cells(text, "lstm_lm", "init")["pure FP16"] == "not finite **worse**"
+    assert "pure FP16 worse (loss: not finite, while FP32 is) (init)" in line(text, "- **lstm_lm**:")
 
 
 def test_an_arm_that_was_left_out_says_why():
@@ -130,39 +154,40 @@ def test_costs_are_ratios_with_their_intervals():
         ratio("energy_joules_per_sample", None, reason="the counter stood still"),
         costs={"largest_batch": [{"arm": "fp32", "batch": 96}, {"arm": "fp16", "batch": 192, "at_least": True}]},
     )
-    row = cells(paper_page.page({"lstm_lm": made}), "lstm_lm", "init")
+    row = cost_cells(paper_page.page({"lstm_lm": made}), "lstm_lm")
     assert row["step time"] == "0.50 (0.49 to 0.51), 16.0 to 8.0 ms"
-    assert row["memory"] == "0.75, 4.00 to 3.00 GiB"
+    assert row["peak memory"] == "0.75, 4.00 to 3.00 GiB"
     assert row["energy"] == "not measured: the counter stood still"
     assert row["largest batch"] == "96 to at least 192"
 
 
-def test_late_rows_refer_to_the_costs_from_initialisation():
-    row = cells(paper_page.page({"lstm_lm_tiny-late": record(*EVEN)}), "lstm_lm_tiny", "late")
-    assert row["step time"] == row["memory"] == row["energy"] == row["largest batch"] == "see lstm_lm, init"
+def test_a_job_without_a_run_from_initialisation_refers_to_the_costs_of_its_like():
+    assert cost_cells(paper_page.page({"lstm_lm_tiny-late": record(*EVEN)}), "lstm_lm_tiny")["peak memory"] == (
+        "as lstm_lm"
+    )
 
 
 @pytest.mark.parametrize(
     ("late", "said"),
     [
-        ("worse", "What the paper saw without a scale shows here."),
-        ("equivalent", "What the paper saw without a scale did not show at this size, in 40 steps."),
+        ("worse", "What the paper saw without a scale (diverges after about 300,000 iterations) shows here."),
+        ("equivalent", "300,000 iterations) did not show at this size, in 40 steps."),
         ("inconclusive", "stayed undecided at this size, in 40 steps."),
     ],
 )
 def test_a_sentence_says_whether_the_papers_failure_shows(late, said):
     made = {"lstm_lm": record(*EVEN), "lstm_lm-late": record(*EVEN[::2], compared("fp16-unscaled", "loss", late))}
-    sentence = line(paper_page.page(made), "- lstm_lm:")
+    sentence = line(paper_page.page(made), "- **lstm_lm**:")
     assert said in sentence
-    assert "mixed equal to FP32 in both states" in sentence
+    assert "Mixed equal to FP32 in both states" in sentence
     assert "FP16 weights without a master copy were not visibly worse at this size, in 40 steps." in sentence
 
 
 def test_a_job_that_needs_no_scale_in_the_paper_is_held_to_that():
     text = paper_page.page({"dcgan": record(*EVEN)})
-    assert "As in the paper, no scale was needed." in line(text, "- dcgan:")
+    assert "As in the paper, no scale was needed." in line(text, "- **dcgan**:")
     harmed = paper_page.page({"dcgan": record(*EVEN[::2], compared("fp16-unscaled", "distance", "worse"))})
-    assert "Unlike in the paper, a missing scale did harm here." in line(harmed, "- dcgan:")
+    assert "Unlike in the paper, a missing scale did harm here." in line(harmed, "- **dcgan**:")
 
 
 def test_the_training_before_late_is_told_with_its_rate_and_reason():
@@ -493,12 +518,32 @@ def saved_scan() -> str:
 
 def test_a_row_says_how_long_and_how_often_its_arms_were_trained():
     row = line(paper_page.page({"lstm_lm": record(*EVEN)}), "| lstm_lm | init")
-    assert "| init, 40 steps x 3 seeds |" in row
+    assert "| init | 40 steps x 3 seeds |" in row
 
 
 def test_a_scan_that_the_deadline_ended_says_so_below_the_table():
     text = paper_page.page({"lstm_lm": {**record(*EVEN), "reason": "interrupted: stopped by SIGTERM"}})
-    assert "- lstm_lm, init: stopped before its end (interrupted: stopped by SIGTERM)." in text
+    assert "- Stopped before its end (interrupted: stopped by SIGTERM): lstm_lm, init." in text
+
+
+def test_what_was_cut_is_grouped_by_what_it_was_and_keeps_its_numbers():
+    cut = [
+        ("a, init", "only 25 of 100 steps were trained, to keep the time budget of 4.49609 s"),
+        ("a, init", "hardware counters: not measured, it takes about 60 s, the time budget had 14 s left"),
+        ("b, late", "arm fp32, seed 2: not run, the time budget was used up"),
+        ("b, late", "arm bf16, seed 2: not run, the time budget was used up"),
+        ("b, late", "only 49 of 100 steps were trained: the time budget of 103 s had 83 s left for training"),
+        ("b, late", "hardware counters: not measured: it takes about 60 s, the time budget had 0 s left"),
+        ("b, late", "a line of a kind that was never seen"),
+    ]
+    assert paper_cuts.cut_lines(cut) == [
+        "- Fewer steps than asked for: a, init (25 of 100, to keep the time budget of 4.5 s); b, late (49 of 100, the "
+        "time budget of 103 s had 83 s left for training).",
+        "- Hardware counters: not measured, it takes about 60 s, and less was left of the time budget: a, init (14 s); "
+        "b, late (0 s).",
+        "- Seed 2 not run, the time budget was used up: b, late (fp32, bf16).",
+        "- A line of a kind that was never seen: b, late.",
+    ]
 
 
 def run_small(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> None:
@@ -518,7 +563,7 @@ def test_the_whole_command_runs_small_and_then_misses_nothing(tmp_path, monkeypa
     }  # fmt: skip
     text = (tmp_path / "paper.md").read_text(encoding="utf-8")
     for job, state in (("lstm_lm", "init"), ("lstm_lm", "late"), ("lstm_lm_tiny", "late")):
-        assert cells(text, job, state)["mixed"].startswith("bits per character")
+        assert cells(text, job, state)["of"] == "bits per character, loss"
     late = from_json((tmp_path / "paper" / "lstm_lm-late.json").read_text(encoding="utf-8"))
     assert late.target is not None
     assert late.target.optimizer == "SGD(lr=0.02)"

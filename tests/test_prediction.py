@@ -13,7 +13,7 @@ from mpdiag.target import load_job
 from mpdiag.target.job import ONLY, Job
 from mpdiag.training.precision import FP32_IEEE
 from mpdiag.training.session import open_session
-from mpdiag.verify.cascade import Rounding
+from mpdiag.verify.cascade.step import Rounding
 from mpdiag.verify.prediction import compare_with_fp16
 
 CPU = torch.device("cpu")

@@ -87,7 +87,7 @@ FORMAT = FormatForecast(
     31.5, 2, "the last dimension", 100,
 )  # fmt: skip
 
-FORECAST = TensorForecast("fc1", "activation_gradient", 5, 16, 12, 0.25, 0.5, 0.75, 0.125, 0.0625, noise=True)
+FORECAST = TensorForecast("fc1", "activation_gradient", 5, 16, 12, 0.25, 0.5, 0.75, 0.125, 0.0625, True, 1e-9)
 
 OPERATION = OpTable(
     op="masked_fill",
@@ -127,6 +127,7 @@ LOOP = LoopFacts(
     half_norms=("bn",),
     events=(Event(LoopEvent.AVERAGE, "ema", "model.py:3", "float16", 1e-4),),
     events_reason="the model is compiled",
+    losses=("loss",),
 )  # fmt: skip
 
 
@@ -186,6 +187,8 @@ def full() -> Diagnosis:
             operations=(OPERATION,),
             operations_reason="types after masked_fill are not known",
             loop=LOOP,
+            first_step=20,
+            last_step=24,
         ),
         advice=Advice(
             format="FP16",

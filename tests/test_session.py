@@ -428,6 +428,14 @@ def test_a_loss_that_cannot_be_trained_is_refused_with_its_slug(loss, slug, word
     assert error.message.startswith("tiny.py: ")
 
 
+@pytest.mark.parametrize("several", [dict, list, tuple], ids=lambda kind: kind.__name__)
+def test_several_losses_at_once_are_told_to_be_summed_or_yielded(several):
+    hint = refusal(job(lambda m, b: several({"a": m(b).mean(), "b": m(b).sum()}.items()))).hint
+    assert "their sum" in hint
+    assert "compute_losses(model, batch), which yields (optimizer name, loss)" in hint
+    assert ".item()" not in hint
+
+
 def test_a_loss_of_shape_one_by_one_is_taken_as_a_scalar():
     with running(FP32_IEEE, job(lambda m, b: m(b))) as run:
         assert step(run, 0.25)["loss"].shape == ()

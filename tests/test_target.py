@@ -295,6 +295,20 @@ def test_the_forms_of_configure_optimizers_are_understood(write, returned):
     assert isinstance(job.build_optimizers(job.build_model())[ONLY], torch.optim.SGD)
 
 
+@pytest.mark.parametrize("returned", ["[o], [s]", "{'optimizer': o, 'lr_scheduler': s}", "o"])
+def test_a_learning_rate_scheduler_is_said_to_be_left_alone(write, returned):
+    text = WHOLE + "def configure_optimizers(model):\n    o = torch.optim.SGD(model.parameters(), 0.1)\n"
+    text += f"    s = torch.optim.lr_scheduler.StepLR(o, 1)\n    return {returned}\n"
+    job = load_job(str(write(text)))
+    for _ in range(2):
+        job.optimizers(job.build_model())
+    (note,) = job.notes
+    assert "learning-rate scheduler, which is not stepped" in note
+    plain = load_job(str(write(text.replace("StepLR(o, 1)", "__name__"))))
+    plain.optimizers(plain.build_model())
+    assert plain.notes == ()
+
+
 @pytest.mark.parametrize("returned", ["None", "3", "{}", "[]", "()", "[[]]"])
 def test_an_optimizer_function_that_returns_none_is_refused(write, returned):
     job = load_job(str(write(WHOLE + f"def build_optimizer(model):\n    return {returned}\n")))
@@ -508,6 +522,7 @@ def test_what_the_users_code_raises_shows_their_frames_and_none_of_ours(write, d
     assert error.slug == "user-code"
     assert error.message.startswith(f"ValueError while {doing}")
     assert error.message.endswith(": bad data")
+    assert error.placed == f"{error.message}, at {path}:2"
     assert f'File "{path}", line 2, in helper' in error.traceback
     assert error.traceback.rstrip().endswith("ValueError: bad data")
     package = str(Path(sys.modules["mpdiag.target"].__file__).parents[1])

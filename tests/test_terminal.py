@@ -297,7 +297,7 @@ def test_without_a_scale_nothing_is_said_about_skipped_steps():
 
 def test_the_skipped_steps_are_those_of_fp16_alone():
     # three seeds of two steps, one of them skipped each
-    assert dict(digest_of(on_a_laptop()).why)["skips"] == "3 of 6 FP16 steps"
+    assert dict(digest_of(on_a_laptop()).why)["skips"] == "3 of 6 FP16 steps, those of 3 seeds together"
 
 
 def test_a_probe_that_changed_the_training_is_shouted():
@@ -356,9 +356,11 @@ def test_findings_beyond_eight_are_counted():
     findings = tuple(replace(finding, subject=f"fc{i}") for i in range(11))
     parts = digest_of(replace(full(), advice=Advice("FP16", SCALE, findings)))
     assert len(parts.findings) == 8
-    assert parts.not_done[0] == "3 more findings: see the page"
+    assert parts.more_findings == "3 more findings: see the page"
+    assert not any("more finding" in line for line in parts.not_done)
     parts = digest_of(replace(full(), advice=Advice("FP16", SCALE, findings[:9])))
-    assert parts.not_done[0] == "1 more finding: see the page"
+    assert parts.more_findings == "1 more finding: see the page"
+    assert digest_of(full()).more_findings is None
 
 
 def test_a_remedy_is_said_once():
@@ -379,6 +381,13 @@ def test_nan_losses_of_fp16_are_said_in_words():
 def test_a_failed_fp16_run_is_said_with_its_error():
     shown = flat(text(on_a_laptop(losses=(), steps=0, metric=None, error="no kernel for Half")))
     assert "loss worse: the run failed: no kernel for Half" in shown
+
+
+def test_what_the_verdict_says_of_an_error_is_not_said_again_under_not_done():
+    made = on_a_laptop()
+    seen, run = replace(made.capture, amp_error="no kernel"), replace(made.verification, reason="raises: no kernel")
+    assert any("no kernel" in line for line in digest_of(replace(made, capture=seen)).not_done)
+    assert not any("no kernel" in line for line in digest_of(replace(made, capture=seen, verification=run)).not_done)
 
 
 def test_an_fp16_run_that_failed_after_some_steps_is_said_with_its_error():

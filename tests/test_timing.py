@@ -210,6 +210,8 @@ def test_rounds_leave_time_for_arms_that_are_built_for_each_block():
     lengths, pace = {"fp32": 10, "fp16": 10}, {"fp32": 0.1, "fp16": 0.1}
     assert timing._rounds(dict(lengths), pace, "fp32", 40.0, {}) == 12  # 11 steps of 0.1 s, three times a round
     assert timing._rounds(dict(lengths), pace, "fp32", 80.0, {"fp32": 2.0, "fp16": 2.0}) == 8  # the control too
+    assert timing._rounds(lengths, pace, "fp32", 80.0, {"fp32": 9.0, "fp16": 9.0}) == timing.MIN_ROUNDS
+    assert lengths == {"fp32": 10, "fp16": 10}  # shorter blocks would save next to nothing
 
 
 # skipped steps: every one of them, by what the scaler would be without

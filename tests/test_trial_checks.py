@@ -87,7 +87,7 @@ def test_mp601_a_scale_that_comes_down_at_the_start_is_healthy():
 
 def test_mp601_counts_over_all_seeds():
     (f,) = found("MP601", *(trial(scales=skipping(50, 1), seed=seed) for seed in range(3)))
-    assert f.message == "3 of 150 steps after the first 20 were skipped, and the scale grew 0 times"
+    assert f.message == "3 of 150 steps after the first 20 of each seed were skipped, and the scale grew 0 times"
     assert f.evidence["share"] == 0.02
 
 
@@ -115,6 +115,21 @@ def test_mp602_ten_halvings_in_a_row_are_an_error_but_not_at_the_start():
     assert found("MP602", trial(scales=nine)) == []
 
 
+@pytest.mark.parametrize(
+    ("final", "severity"), [(-80.0, []), (-87.0, []), (-88.0, ["warning"]), (-96.0, ["warning"]), (-97.0, ["error"])]
+)
+def test_mp602_a_scale_that_starts_below_1_is_measured_from_its_start(final, severity):
+    findings = found("MP602", trial(scales=(-87.0, *[final] * 30)))
+    assert severities(findings) == severity
+    for f in findings:
+        assert f.evidence["limit"] == -87
+        assert "scaler.get_scale() < 2.0**-87:" in (f.snippet or "")
+
+
+def test_mp602_a_scale_that_falls_in_the_warm_up_of_a_start_below_1_still_counts():
+    assert severities(found("MP602", trial(scales=tuple(-20.0 - step for step in range(15))))) == ["error"]
+
+
 # MP603 scale-sawtooth
 
 
@@ -132,8 +147,16 @@ def forecast(observed: float, name: str = "fc.weight", **more: Any) -> TensorFor
     fields: dict[str, Any] = {"kind": "weight_gradient", "log2_scale": SCALE, "predicted": 0.01, "overflow": 0.0} | more
     return TensorForecast(
         name, fields["kind"], 20, fields["log2_scale"], 100, fields["predicted"], None, observed, 0.0,
-        fields["overflow"], more.get("noise", False),
+        fields["overflow"], more.get("noise", False), more.get("energy_lost"),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("energy_lost", "foretold", "says"), [(1e-24, 0.97, False), (1e-3, 0.97, True), (1e-24, 0.01, True)]
+)
+def test_mp604_small_elements_that_carry_nothing_are_no_dead_gradient(energy_lost, foretold, says):
+    # the third: nearly all is zero though the counts foretold a hundredth, so something upstream was lost
+    assert bool(dead(forecast(0.97, predicted=foretold, energy_lost=energy_lost))) is says
 
 
 def dead(*tensors: TensorForecast) -> list[Finding]:
@@ -182,7 +205,7 @@ def test_mp605_a_forecast_that_is_five_points_off_is_information(observed, says)
 
 @pytest.mark.parametrize(
     ("losses", "severity", "step"),
-    [((1.0, math.nan, math.nan), "error", 1), ((1.0, math.inf, 0.5), "warning", 1), ((math.nan,), "error", 0)],
+    [((1.0, math.nan, math.nan), "error", 2), ((1.0, math.inf, 0.5), "warning", 2), ((math.nan,), "error", 1)],
 )
 def test_mp606_a_loss_that_is_finite_in_fp32_alone(losses, severity, step):
     (f,) = found("MP606", trial(losses=losses))

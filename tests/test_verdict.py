@@ -33,8 +33,60 @@ def test_fp16_equal_to_fp32_is_a_go():
     verdict, reason = decided(judged("fp16", "equivalent"))
     assert (verdict, reason) == (
         "go",
-        "FP16 with the recommended loss scale equals FP32 over 100 steps and 3 seeds",
+        "FP16 with the recommended loss scale equals FP32 over 100 steps and 3 seeds"
+        " (a smoke test: five seeds make a verdict)",
     )
+
+
+@pytest.mark.parametrize(("distinct", "smoke"), [(5, False), (4, True), (2, True)])
+def test_fewer_than_five_distinct_seeds_are_called_a_smoke_test(distinct, smoke):
+    runs = tuple(replace(trial(arm, s, [1.0] * 100), emulated=False) for s in range(5) for arm in ("fp32", "fp16"))
+    verdict, reason = decided(replace(judged("fp16", "equivalent"), seeds=distinct), trials=runs)
+    assert (verdict, "over 100 steps and 5 seeds" in reason, "a smoke test" in reason) == ("go", True, smoke)
+
+
+def test_what_is_undecided_or_worse_is_no_smoke_test():
+    assert "smoke" not in decided(judged("fp16", "inconclusive"))[1]
+    assert "smoke" not in decided(judged("fp16", "worse"), judged("bf16", "worse"))[1]
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        ({"log2_scale": 0, "mode": "none"}, "FP16 without a loss scale equals"),
+        ({"log2_scale": None, "mode": "none", "upper_log2": None}, "FP16 without a loss scale equals"),
+        (
+            {"log2_scale": None, "mode": "none"},
+            "FP16 with a loss scale that starts at 2^14, for none serves all, equals",
+        ),
+    ],
+)
+def test_a_go_without_a_recommended_scale_names_none(scale, words):
+    found = decide(Advice("FP16", replace(SCALE, **scale), ()), RUNS, [judged("fp16", "equivalent")])
+    assert found[1].startswith(words)
+
+
+NO_HALF = replace(SCALE, log2_scale=None, mode="none", lower_log2=None, upper_log2=None)
+
+
+def test_a_go_where_nothing_is_fp16_says_that_autocast_changes_nothing():
+    found = decide(Advice("FP16", NO_HALF, ()), RUNS, [judged("fp16", "equivalent")])
+    assert found == (
+        "go",
+        "autocast changes nothing here: no gradient is FP16 under it, and every loss of the FP16 runs is "
+        "bit-identical to FP32's over 100 steps and 3 seeds (a smoke test: five seeds make a verdict)",
+    )
+
+
+@pytest.mark.parametrize("losses", [(1.0,) * 99 + (1.0 + 2**-52,), (1.0,) * 99])
+def test_a_go_whose_losses_differ_by_one_bit_does_not_say_so(losses):
+    runs = tuple(replace(t, losses=losses) if (t.arm, t.seed) == ("fp16", 1) else t for t in RUNS)
+    _, reason = decide(Advice("FP16", NO_HALF, ()), runs, [judged("fp16", "equivalent")])
+    assert reason.startswith("FP16 without a loss scale equals FP32")
+
+
+def test_identical_losses_with_fp16_gradients_do_not_say_that_autocast_changes_nothing():
+    assert decided(judged("fp16", "equivalent"))[1].startswith("FP16 with the recommended loss scale equals")
 
 
 def test_a_better_metric_beside_an_equal_loss_is_a_go():
@@ -74,7 +126,8 @@ def test_a_job_that_does_not_train_and_fails_in_both_precisions_stays_a_no_go():
 def test_bf16_is_the_way_out_where_fp16_is_worse():
     verdict, reason = decided(judged("fp16", "worse"), judged("bf16", "equivalent"))
     assert verdict == "go-with-changes"
-    assert reason.startswith("train in BF16, which equals FP32 over 100 steps and 3 seeds; FP16 is worse (")
+    assert reason.startswith("train in BF16, which equals FP32 over 100 steps and 3 seeds (a smoke test")
+    assert "; FP16 is worse (" in reason
     assert reason.endswith("(loss differs by +0.25, margin 0.05)")
 
 
@@ -162,7 +215,7 @@ def test_an_emulated_run_says_so():
 
 def test_one_seed_is_written_without_an_s():
     reason = decided(judged("fp16", "equivalent"), trials=RUNS[:3])[1]
-    assert reason.endswith("over 100 steps and 1 seed")
+    assert reason.endswith("over 100 steps and 1 seed (a smoke test: five seeds make a verdict)")
 
 
 def test_the_steps_that_bf16_equals_fp32_over_are_bf16s_own():
@@ -170,6 +223,55 @@ def test_the_steps_that_bf16_equals_fp32_over_are_bf16s_own():
     failed = judged("fp16", "worse", reason="the run failed: boom", difference=None, interval=None)
     reason = decided(failed, judged("bf16", "equivalent"), trials=runs)[1]
     assert reason.startswith("train in BF16, which equals FP32 over 100 steps and 3 seeds")
+    assert reason.endswith("FP16 raises at step 3: boom")
+
+
+# what raises
+
+
+FAILED = judged("fp16", "worse", reason="the run failed: boom", difference=None, interval=None)
+ENDED = tuple(replace(t, steps=0, losses=(), error=None if t.arm == "fp32" else "boom") for t in RUNS)
+
+
+def raising(*others: Comparison, code: str, severity: str = "error") -> tuple[str, str]:
+    return decided(FAILED, *others, findings=(replace(FINDING, code=code, severity=severity),), trials=ENDED)
+
+
+@pytest.mark.parametrize("bf16", [(), (judged("bf16", "worse"),)])
+@pytest.mark.parametrize("code", ["MP303", "MP305", "MP502"])
+def test_what_raises_and_can_be_mended_is_a_go_with_changes(bf16, code):
+    assert raising(*bf16, code=code) == (
+        "go-with-changes",
+        f"FP16 raises: mend {code}, then scan again (at step 1: boom)",
+    )
+
+
+def test_what_raises_and_no_finding_mends_gives_its_error_and_no_word_on_steps_and_seeds():
+    assert raising(judged("bf16", "worse"), code="MP304") == (
+        "no-go",
+        "FP16 raises at step 1: boom; BF16 raises too",
+    )
+    assert raising(code="MP304") == ("inconclusive", "FP16 raises at step 1: boom; BF16 is undecided")
+
+
+def test_the_finding_that_has_the_line_of_what_raises_is_enough_to_mend_it():
+    line = replace(FINDING, code="MP304", source="model.py:8")
+    found = decided(FAILED, findings=(line,), trials=ENDED)
+    assert found == ("go-with-changes", "FP16 raises: mend MP304, then scan again (at step 1: boom)")
+    constant = replace(FINDING, code="MP305")
+    assert "mend MP305, then" in decided(FAILED, findings=(line, constant), trials=ENDED)[1]
+
+
+def test_what_this_cpu_cannot_emulate_is_undecided_whatever_bf16_does():
+    verdict, reason = raising(judged("bf16", "worse"), code="MP304", severity="info")
+    assert verdict == "inconclusive"
+    assert "a CUDA GPU may well run it" in reason
+
+
+def test_a_bf16_that_keeps_up_stays_the_way_out_and_the_mending_of_fp16_is_named():
+    verdict, reason = raising(judged("bf16", "equivalent"), code="MP305")
+    assert (verdict, reason.startswith("train in BF16")) == ("go-with-changes", True)
+    assert reason.endswith("FP16 raises at step 1: boom: mend MP305 for it")
 
 
 # not worse is enough
@@ -183,7 +285,7 @@ def not_worse(arm: str, quantity: str = "loss") -> Comparison:
 def test_an_fp16_that_is_not_worse_by_the_margin_is_a_go_and_says_no_more_than_that():
     verdict, reason = decided(not_worse("fp16"))
     assert verdict == "go"
-    assert reason == "FP16 with the recommended loss scale is not worse than FP32 over 100 steps and 3 seeds"
+    assert reason.startswith("FP16 with the recommended loss scale is not worse than FP32 over 100 steps and 3 seeds (")
     assert train_with([not_worse("fp16")]) == "fp16"
 
 
@@ -201,7 +303,7 @@ def test_an_undecided_quantity_beside_one_that_is_not_worse_is_undecided_and_the
 def test_bf16_that_is_not_worse_is_the_way_out_too():
     verdict, reason = decided(judged("fp16", "worse"), not_worse("bf16"))
     assert verdict == "go-with-changes"
-    assert reason.startswith("train in BF16, which is not worse than FP32 over 100 steps and 3 seeds; FP16 is worse (")
+    assert reason.startswith("train in BF16, which is not worse than FP32 over 100 steps and 3 seeds (a smoke test")
 
 
 def test_a_loss_that_is_not_finite_is_said_so():
@@ -236,7 +338,7 @@ def test_a_control_whose_loss_is_not_finite_shows_only_that_breakage_is_noticed(
 def test_a_control_that_crashed_says_nothing_about_the_test():
     crashed = judged("fp16-pure", "worse", reason="the run failed: no kernel for Half", difference=None)
     (found,) = control_outcomes([crashed])
-    assert (found.failed, found.why) == (None, "loss: the run failed: no kernel for Half")
+    assert (found.failed, found.why) == (None, "the run failed: no kernel for Half")
 
 
 def test_a_control_that_is_equivalent_has_not_failed():

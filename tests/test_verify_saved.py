@@ -85,6 +85,50 @@ def test_other_data_is_said(target):
     assert not any("first batch" in note for note in found.target.notes)
 
 
+@pytest.mark.parametrize(("at", "said"), [((20,), False), ((20, 30), False), ((0, 20), True), ((0,), True)])
+def test_first_losses_are_compared_only_where_both_were_seen(target, at, said):
+    from mpdiag.verify.arms import BASELINE
+
+    saved = scanned(at=at)
+    found = verify_saved(saved, device="cpu", verify_steps=6, seeds=1)
+    assert any(trial.arm == BASELINE for trial in found.verification.trials)
+    assert found.target.notes == saved.target.notes, "nothing has changed"
+    text = MODEL.format(width=4, lr=0.1).replace("torch.randn(16, 8)", "torch.randn(16, 8) * 2")
+    target.write_text(text)
+    found = verify_saved(saved, device="cpu", verify_steps=6, seeds=1)
+    assert any("first loss was" in note for note in found.target.notes) == said
+
+
+def test_a_capture_that_began_late_is_predicted_over_as_many_steps(target, monkeypatch):
+    from mpdiag.verify.run import VerificationRun
+
+    asked = []
+    predict = VerificationRun.predict
+
+    def noted(self, capture, seed, steps, *rest):
+        asked.append(steps)
+        predict(self, capture, seed, steps, *rest)
+
+    monkeypatch.setattr(VerificationRun, "predict", noted)
+    monkeypatch.setattr("mpdiag.api.PREDICTION_STEPS", 1000)
+    saved = scanned(at=(4,), skip=1)
+    assert (saved.capture.first_step, saved.capture.last_step, saved.capture.steps) == (4, 8, 3)
+    verify_saved(saved, device="cpu", verify_steps=2, seeds=1)
+    verify_saved(scanned(at=(4,)), device="cpu", verify_steps=2, seeds=1)
+    assert asked == [9, 7]
+
+
+def test_it_trains_whatever_gradient_mode_the_caller_is_in(target):
+    import torch
+
+    saved = scanned()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = verify_saved(saved, device="cpu", verify_steps=3, seeds=1)
+        assert found.verification.trials
+        assert found.target.notes == saved.target.notes
+
+
 def test_it_gives_what_the_whole_scan_would_have_given(target):
     whole = mpdiag.scan("model.py", device="cpu", steps=3, seed=5, verify_steps=6, seeds=2)
     found = verify_saved(scanned(), device="cpu", verify_steps=6, seeds=2)
@@ -100,6 +144,25 @@ def test_the_command_writes_into_the_run_and_draws_its_page(target):
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert json.loads(target.with_name("run.json").read_text())["verification"]["trials"]
     assert "<html" in target.with_name("run.html").read_text()
+
+
+def test_the_command_keeps_an_earlier_verification_beside(target):
+    from mpdiag.saved import to_json
+
+    run = target.with_name("run.json")
+    run.write_text(to_json(scanned(verify_steps=5, seeds=1)))
+    asked = ["run.json", "--device", "cpu", "--plotly", "none"]
+    CliRunner().invoke(verify, asked)
+    assert not list(target.parent.glob("*before-verify*")), "there was no verification before"
+    texts = []
+    for name in ("run.before-verify.json", "run.before-verify-1.json"):
+        texts.append(run.read_text())
+        told = CliRunner().invoke(verify, [*asked, "--seeds", str(len(texts) + 1)]).stderr
+        assert f"the earlier verification is kept: {name}" in told
+        assert target.with_name(name).read_text() == texts[-1]
+    target.write_text("raise ValueError('later')")
+    CliRunner().invoke(verify, asked)
+    assert len(list(target.parent.glob("*before-verify*"))) == 2, "a verification that could not begin replaces nothing"
 
 
 def test_another_json_leaves_the_run_as_it_was(target):

@@ -117,7 +117,7 @@ REPORT_MAY = (
     *(
         f"mpdiag.{room}"
         for room in (
-            *"accuracy blocks costs diagnosis drift finding foretold loop other_formats operations".split(),
+            *"accuracy blocks costs diagnosis drift finding foretold loop other_formats operations scale".split(),
             *"saved histogram formats report".split(),
         )
     ),
@@ -126,7 +126,7 @@ REPORT_MAY = (
 NUMBERS_MAY = tuple(
     f"mpdiag.{room}"
     for room in (
-        *"accuracy blocks costs formats histogram drift finding foretold loop other_formats operations".split(),
+        *"accuracy blocks costs formats histogram drift finding foretold loop other_formats operations scale".split(),
         *"origin plan version diagnosis errors advice".split(),
     )
 )
@@ -193,6 +193,7 @@ def test_the_numbers_import_only_numbers():
         "operations.py",
         "plan.py",
         "saved.py",
+        "scale.py",
         "histogram.py",
         "formats.py",
     ],
@@ -422,6 +423,7 @@ LIGHT_MODULES = (
     "mpdiag.operations",
     "mpdiag.plan",
     "mpdiag.saved",
+    "mpdiag.scale",
     "mpdiag.errors",
     "mpdiag.settings",
     "mpdiag.advice",

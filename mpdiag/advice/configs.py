@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mpdiag.advice.loss_scale import DEFAULT_GROWTH_INTERVAL
@@ -38,39 +38,51 @@ class Config:
     note: str
 
 
-def configs_for(diagnosis: Diagnosis) -> tuple[Config, ...]:
+def configs_for(diagnosis: Diagnosis, plan_file: str = "plan.json") -> tuple[Config, ...]:
     """PyTorch, Lightning, transformers, Accelerate and DeepSpeed; of TF32 PyTorch alone.
 
-    Nothing where the diagnosis has no code to paste.
+    plan_file: where the plan of FP32 islands lies. Nothing where the diagnosis has no code to paste.
     """
     snippet, advice, chosen = diagnosis.snippet, diagnosis.advice, diagnosis.train_in
     if snippet is None:
         return ()
     if chosen == TF32:
         return (Config("PyTorch", "python", f"import torch\n\n{snippet.rstrip()}\n", ""),)
-    wanted = _Wanted(None, ())  # BF16 needs neither: its range is FP32's
+    wanted = _Wanted(None, (), plan_file)  # BF16 needs neither: its range is FP32's
     if advice is not None and chosen != BF16:
         plan = advice.plan if chosen == FP16_ISLANDS else None
         scale = plan or advice.loss_scale
         if scale.log2_scale is None:
             return ()
-        wanted = _Wanted(scale, plan.keep_fp32 if plan else ())
+        wanted = _Wanted(scale, plan.keep_fp32 if plan else (), plan_file)
     train = snippet.removeprefix(plan_snippet(wanted.islands, None))  # the head says it, with the file
-    return (
-        Config("PyTorch", "python", wanted.head("import torch") + train.rstrip() + "\n", ""),
+    frameworks = (
         _lightning(wanted),
         _transformers(wanted),
         _accelerate(wanted),
         _deepspeed_autocast(wanted, wanted.scale) if wanted.scale and wanted.islands else _deepspeed(wanted.scale),
     )
+    plain = Config("PyTorch", "python", wanted.head("import torch") + train.rstrip() + "\n", "")
+    loop = diagnosis.capture.loop if diagnosis.capture else None
+    several = loop.optimizers if loop and len(loop.optimizers) > 1 else ()
+    return (plain, *(_noted(config, several) for config in frameworks))
+
+
+def _noted(config: Config, optimizers: tuple[str, ...]) -> Config:
+    """What is written for one optimizer says so where the job has several."""
+    if not optimizers:
+        return config
+    told = f"Written for one optimizer; this job has {len(optimizers)} ({', '.join(optimizers)}): for their turns see "
+    return replace(config, note=f"{told}PyTorch's text. {config.note}".rstrip())
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What every text has to say. scale: FP16's, None for BF16; islands: the modules that stay in FP32."""
+    """What every text has to say. scale: FP16's, None for BF16; islands: the modules in FP32, which plan_file has."""
 
     scale: _Scale | None
     islands: tuple[str, ...]
+    plan_file: str
 
     def head(self, *imports: str) -> str:
         """The imports and, where there are islands, the line that makes them, before a framework has the model."""
@@ -80,7 +92,7 @@ class _Wanted:
         if self.islands:
             names = ", ".join(repr(name)[1:-1] for name in self.islands)  # repr: no name ends the comment
             lines += ["", *_comment(f"the scanned model and the scan's plan: these stay in FP32: {names}")]
-            lines += ['mpdiag.apply(model, "plan.json")']
+            lines += [f"mpdiag.apply(model, {json.dumps(self.plan_file, ensure_ascii=False)})"]
         return "\n".join([*lines, "", ""])
 
 

@@ -65,17 +65,17 @@ def _chosen(
         return _verified(verification, environment, advice, has, states)
     if not advice.other_formats:
         return FP32, False, "no tensor that autocast has in 16 bits was seen"
-    undecided = ", here undecided" if any(state == "undecided" for state in states.values()) else ""
-    untrained = undecided or ", not trained here"
     if states["fp16"] != "worse" and _on(has, FP16) and not _against_fp16(advice):
-        return FP16, False, f"foretold to fit{where}, loss scale 2^{advice.loss_scale.log2_scale}{untrained}"
+        scale = advice.loss_scale.log2_scale
+        return FP16, False, f"foretold to fit{where}, loss scale 2^{scale}{_here(states['fp16'])}"
     why = _against_fp16(advice) or "FP16 falls behind FP32 here" if _on(has, FP16) else "no tensor cores for FP16"
     with_plan = states["fp16-plan"] != "worse" and _on(has, FP16) and plan is not None
     if states["bf16"] != "worse" and _on(has, BF16) and _fits(advice, BF16):
         other = "; the alternative is FP16 with the plan's modules in FP32" if with_plan else ""
-        return BF16, False, f"{why}; BF16 has FP32's range: foretold to fit{where}{untrained}{other}"
+        return BF16, False, f"{why}; BF16 has FP32's range: foretold to fit{where}{_here(states['bf16'])}{other}"
     if with_plan:
-        return FP16_ISLANDS, False, f"{why}; with the plan's modules in FP32 it is foretold to fit{untrained}"
+        here = _here(states["fp16-plan"])
+        return FP16_ISLANDS, False, f"{why}; with the plan's modules in FP32 it is foretold to fit{here}"
     if has and TF32 in has and _fits(advice, TF32):
         return TF32, False, f"{why}; TF32 keeps FP32's range and storage, not trained here"
     return FP32, False, why
@@ -191,6 +191,12 @@ def _state(arm: str, verification: Verification | None) -> str | None:
         return "worse"
     passed = all(c.verdict in ("equivalent", "better") or (c.test and c.test.noninferior) for c in judged)
     return "passed" if passed else "undecided"
+
+
+def _here(state: str | None) -> str:
+    """What to add of an arm that is foretold to fit: how it did here."""
+    told = {"passed": ", keeps up with FP32 here", "worse": ", falls behind FP32 here"}
+    return told.get(state or "", ", here undecided") if state else ", not trained here"
 
 
 def _trained(state: str | None) -> str | None:

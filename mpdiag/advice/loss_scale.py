@@ -15,6 +15,7 @@ from mpdiag.advice.scale_window import CAP, MANY_STEPS, Window, called, common, 
 from mpdiag.diagnosis import Capture, EnergyLost, LossScaleAdvice, ScalePoint
 from mpdiag.formats import FP16
 from mpdiag.histogram import ExponentHistogram
+from mpdiag.loop import for_all_optimizers
 
 DEFAULT_INIT_LOG2 = 16  # torch.amp.GradScaler's init_scale
 DEFAULT_GROWTH_INTERVAL = 2000  # torch.amp.GradScaler's
@@ -44,14 +45,15 @@ def recommend(capture: Capture, parts: Sequence[Part] = ()) -> LossScaleAdvice:
     chosen, mode = (None, "none") if window.empty else _choose(window, longest)
     if chosen is None:
         reason = f"no scale serves all: 2^{window.lower} or more is needed, 2^{window.upper} or less is possible"
+    elif interval is not None:
+        mode = "dynamic"  # the window leaves the scale behind
     elif mode == "none":
         reason = f"nothing that matters is lost at scale 1 ({reason})"
-    if interval is not None and chosen is not None:
-        mode = "dynamic"  # the window leaves the scale behind
     if interval is None:
         narrow = window.octaves < NARROW_OCTAVES
         interval = 4 * DEFAULT_GROWTH_INTERVAL if narrow else DEFAULT_GROWTH_INTERVAL
     pooled = sum((t.signal for t in tables), ExponentHistogram())
+    snippet = _snippet(chosen, mode, interval)
     return LossScaleAdvice(
         log2_scale=chosen,
         mode=mode,
@@ -62,7 +64,7 @@ def recommend(capture: Capture, parts: Sequence[Part] = ()) -> LossScaleAdvice:
         underflow_after=None if chosen is None else pooled.usage(FP16, chosen).underflow,
         energy_lost_before=pooled.energy_lost(FP16),
         energy_lost_after=None if chosen is None else pooled.energy_lost(FP16, chosen),
-        snippet=_snippet(chosen, mode, interval),
+        snippet=snippet and for_all_optimizers(snippet, capture.loop),
         reason=reason,
         growth_interval=interval if mode == "dynamic" else None,
         backoff_factor=None if mode == "none" else BACKOFF_FACTOR,
@@ -130,13 +132,16 @@ def _snippet(log2_scale: int | None, mode: str, growth_interval: int) -> str | N
             'with torch.autocast("cuda", dtype=torch.float16):\n    loss = compute_loss(model, batch)\n'
             "loss.backward()\noptimizer.step()\noptimizer.zero_grad()\n"
         )
-    extra = ""
+    extra = why = ""
     if mode == "static":
         extra = ", growth_interval=10**9"
     elif growth_interval != DEFAULT_GROWTH_INTERVAL:
         extra = f", growth_interval={growth_interval}"
+        narrow = growth_interval > DEFAULT_GROWTH_INTERVAL
+        because = "the window is narrow, and a doubling leaves it" if narrow else "later gradients need a larger scale"
+        why = f"# grows every {growth_interval} steps, not torch's {DEFAULT_GROWTH_INTERVAL}: {because}\n"
     return (
-        f'scaler = torch.amp.GradScaler("cuda", init_scale=2.0**{log2_scale}{extra})\n\n'
+        f'{why}scaler = torch.amp.GradScaler("cuda", init_scale=2.0**{log2_scale}{extra})\n\n'
         'with torch.autocast("cuda", dtype=torch.float16):\n    loss = compute_loss(model, batch)\n'
         "scaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()\noptimizer.zero_grad()\n"
     )

@@ -105,7 +105,7 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
             seen.finite_loss = math.isfinite(total(losses))
             seen.finite_gradients = _finite_gradients(run.model)
         except MpdiagError as error:
-            seen.error = error.message
+            seen.error = error.placed
         finally:
             watch.remove()
         if run.loss_dtype is not None:

@@ -59,6 +59,8 @@ def rows_of(tensor: torch.Tensor, weight: bool, module_type: str = "") -> Rows:
 def _channels(tensor: torch.Tensor, module_type: str) -> int | None:
     """The dimension of images' channels; None for features, which are the last."""
     spatial = _SPATIAL.search(module_type)
+    if "BatchNorm" in module_type and tensor.dim() == 2:  # (batch, features): it takes no signal without a batch
+        return None
     if spatial and tensor.dim() > int(spatial[1]):
         return tensor.dim() - 1 - int(spatial[1])
     if tensor.dim() <= FEATURE_DIMS or any(name in module_type for name in _FEATURES):

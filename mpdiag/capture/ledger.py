@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import reduce
 from threading import Lock
@@ -72,6 +72,14 @@ class Sent:
         ]
 
 
+@dataclass
+class _InBlocks:
+    """What one part counted inside blocks, by row. along: what a row's blocks run along, also where all is zero."""
+
+    counts: dict[int, BlockCounts] = field(default_factory=dict)
+    along: dict[int, str] = field(default_factory=dict)
+
+
 class Ledger:
     """Counts tensors under their sites. include and exclude are shell patterns on names, as the Probe explains.
 
@@ -94,8 +102,7 @@ class Ledger:
         self._scalars = HostCopies()
         self._skipped_steps = 0
         self._blocks_wanted = self._in_blocks = blocks
-        self._block_rows: list[dict[int, BlockCounts]] = [{}]  # of each part
-        self._has_blocks: list[dict[int, str]] = [{}]  # what the blocks of a row run along
+        self._blocks_by_part = [_InBlocks()]  # as `_parts`
         self._why_no_blocks: dict[int, str] = {}
         self.counted_by = self._table_on(device).counted_by
 
@@ -125,7 +132,7 @@ class Ledger:
                 with torch.no_grad():
                     weight = site.kind is TensorKind.WEIGHT
                     along = table.add_with_blocks(row, real.detach(), weight, site.module_type)
-                self._has_blocks[-1].setdefault(row, along or FEATURES)
+                self._blocks_by_part[-1].along.setdefault(row, along or FEATURES)
             elif later:
                 table.add_later(row, real)
             else:
@@ -184,30 +191,28 @@ class Ledger:
         """The totals so far, in the order first seen. sources: file:line by module name."""
         self.wait()
         found = self._tables_of(Totals.together(self._parts), sources)
-        return tuple(self._with_blocks(row, table, self._has_blocks) for row, table in found.items())
+        return tuple(self._with_blocks(row, table, self._blocks_by_part) for row, table in found.items())
 
     def end_part(self, sources: dict[str, str]) -> tuple[TensorTable, ...]:
         """The same since the last call."""
         self.wait()
         found = self._tables_of(self._parts[-1], sources)
-        here: list[dict[int, str]] = [{} for _ in self._has_blocks[:-1]] + self._has_blocks[-1:]
-        tables = tuple(self._with_blocks(row, table, here) for row, table in found.items())
+        tables = tuple(self._with_blocks(row, table, self._blocks_by_part[-1:]) for row, table in found.items())
         self._parts.append(Totals())
         self._in_blocks = self._blocks_wanted
-        self._block_rows.append({})
-        self._has_blocks.append({})
+        self._blocks_by_part.append(_InBlocks())
         return tables
 
     def _tables_of(self, totals: Totals, sources: dict[str, str]) -> dict[int, TensorTable]:
         found = [(row, site) for row, site in enumerate(self._sites) if totals.steps(row)]
         return {row: self._record(totals, row, site, sources) for row, site in found}
 
-    def _with_blocks(self, row: int, table: TensorTable, parts: list[dict[int, str]]) -> TensorTable:
+    def _with_blocks(self, row: int, table: TensorTable, parts: Sequence[_InBlocks]) -> TensorTable:
         """The record with what was counted inside blocks in these parts, or why nothing was."""
         found = [
-            replace(self._block_rows[i].get(row, NOTHING_IN_BLOCKS), along=along[row])
-            for i, along in enumerate(parts)
-            if row in along
+            replace(part.counts.get(row, NOTHING_IN_BLOCKS), along=part.along[row])
+            for part in parts
+            if row in part.along
         ]
         if found:
             return replace(table, blocks=reduce(operator.add, found), blocks_reason=None)
@@ -240,7 +245,7 @@ class Ledger:
         if sent.blocks:
             counts = merged([waiting.values() for waiting in sent.blocks])
             seen = counts.any(dim=1).nonzero().flatten().tolist()
-            self._block_rows[-1] |= {row: block_counts_of(counts[row]) for row in seen}
+            self._blocks_by_part[-1].counts |= {row: block_counts_of(counts[row]) for row in seen}
         for waiting in sent.all():
             waiting.release()
 

@@ -27,16 +27,17 @@ def observe_loop(job: Job, start: Start, device: torch.device) -> tuple[LoopFact
     """
     with open_session(job, start, FP32_IEEE, device) as run:
         watch, reason = LoopWatch(run.model, run.optimizers.values()), None
+        losses: tuple[str, ...] = ()
         compiled = _compiled(run.model)
         batch = run.place(start.batch(0))
         if compiled:
             reason = "the model is compiled: its code was not watched"
-            run.step(batch)
+            losses = tuple(run.step(batch))
         else:
             try:
                 with watch:
                     watch.inputs.follow(batch)
-                    run.step(batch)
+                    losses = tuple(run.step(batch))
             except Exception as error:
                 reason = f"the watched iteration failed: {type(error).__name__}: {safe_text(error)}"
         parameters = [p for p in run.model.parameters() if p.requires_grad]
@@ -48,6 +49,7 @@ def observe_loop(job: Job, start: Start, device: torch.device) -> tuple[LoopFact
             half_norms=tuple(_half_norms(run.model)),
             events=(*(Event(LoopEvent.COMPILED, name) for name in compiled), *watch.events.values()),
             events_reason=reason,
+            losses=losses,
         )
         return facts, watch.inputs.abs_max
 

@@ -26,7 +26,7 @@ _TORCHS = ("torch.", "mpdiag.")
 class LoopWatch(TorchFunctionMode):
     """Within it, `events` fills, one for each place in the code; `inputs` follows what the batch becomes.
 
-    Not reentrant, one thread: torch.autocast, GradScaler.scale and Function.apply are watched by standing in for them.
+    Not reentrant, one thread: torch.autocast, GradScaler and Function.apply are watched by standing in for them.
     """
 
     def __init__(self, model: torch.nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -62,7 +62,7 @@ class LoopWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         self.inputs.before(name, args, kwargs)
-        if name in CLIPS:
+        if args and name in CLIPS:
             self._scaler.in_place(args[0] if isinstance(args[0], list | tuple) else args[:1])
         reader = _READERS.get(name)
         if reader is None and (name in _skip_autocast() or kwargs.get("out") is not None):

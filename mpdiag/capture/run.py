@@ -37,6 +37,7 @@ class Observation:
     types: AutocastTypes = field(default_factory=AutocastTypes)
     tables: tuple[TensorTable, ...] = ()
     losses: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     not_seen: tuple[str, ...] = ()
     input_abs_max: float | None = None
@@ -48,13 +49,13 @@ class Observation:
 
     def record(self) -> Capture:
         """What has been seen so far."""
-        return self._record(self.tables, self.losses)
+        return self._record(self.tables, self.losses, self.steps)
 
     def records_of_parts(self) -> list[tuple[list[int], Capture]]:
         """The same for each part of the training that was observed, with its steps."""
-        return [(part.steps, self._record(part.tables, part.losses)) for part in self.parts]
+        return [(part.steps, self._record(part.tables, part.losses, part.steps)) for part in self.parts]
 
-    def _record(self, tables: tuple[TensorTable, ...], losses: Sequence[float]) -> Capture:
+    def _record(self, tables: tuple[TensorTable, ...], losses: Sequence[float], steps: Sequence[int]) -> Capture:
         return Capture(
             precision=self.precision,
             device=self.device.type,
@@ -75,6 +76,8 @@ class Observation:
             counted_by=self.counted_by,
             reason=self.reason,
             loop=self.loop,
+            first_step=steps[0] if steps else 0,
+            last_step=steps[-1] if steps else None,
         )
 
 
@@ -107,6 +110,7 @@ def observe_training(
                     losses.append(total(run.step(run.place(start.batch(step)))))
                     probe.step_done()
                     observation.losses.append(losses[-1])
+                    observation.steps.append(step)
                     require_finite(losses[-1], step, job.source)
                     step += 1
                 observation.parts.append(Part(list(part), probe.end_part(), losses))

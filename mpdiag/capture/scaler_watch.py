@@ -41,6 +41,7 @@ class ScalerWatch:
     def stepping(self, scaler: Any, optimizer: Any) -> None:
         """GradScaler.step, of a step that may be skipped."""
         if scaler.is_enabled():
+            self._carried = False  # a backward pass without the scaler may follow, and be clipped as it is
             self._stepping.add(id(optimizer))
             self._unscaled = [each for each in self._unscaled if each[0] != id(optimizer)]
             self._note(LoopEvent.SCALER_STEP, type(optimizer).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 import time
@@ -38,7 +39,7 @@ class _Keeper:
 
         leave_if_forked(self.process, sys.exc_info()[1])
         self.latest = diagnosis
-        if self.data is None:
+        if self.data is None or diagnosis.capture is None:  # nothing seen yet: no reason to replace an earlier result
             return
         try:
             write(self.data, to_json(diagnosis))
@@ -69,7 +70,7 @@ def attempted(
         interruption.deliver()
         leave_if_forked(keeper.process, stopped)
         if isinstance(stopped, MpdiagError):
-            if stopped.diagnosis is None:
+            if stopped.diagnosis is None or stopped.diagnosis.capture is None:
                 raise
             return stopped.diagnosis, stopped
         if keeper.latest is None:
@@ -109,11 +110,13 @@ def deliver(
 
     kept = tried(lambda: plan_of(diagnosis), None)
     in_data = written(data, lambda: to_json(diagnosis))  # first: from it the others can be made again
-    on_page = written(page, lambda: render_html(diagnosis, plotly=plotly, configs=configs_for(diagnosis)))
+    on_page = written(page, lambda: render_html(diagnosis, plotly=plotly, configs=configs_for(diagnosis, plan.name)))
     in_plan = written(plan, lambda: plan_to_json(kept)) if kept is not None else None
     stream = sys.stderr if data is None else sys.stdout
     summary = tried(lambda: render_text(diagnosis, color=stream.isatty()), "")
-    paths = [_shown(path) for path in (on_page, in_data, in_plan) if path is not None]
+    if in_data is not None:
+        summary = with_real_name(summary, in_data)
+    paths = [shown(path) for path in (on_page, in_data, in_plan) if path is not None]
     if paths:
         summary += "\n" + "".join(f"{'REPORT' if i == 0 else '':<9} {path}\n" for i, path in enumerate(paths))
     if data is None:
@@ -122,10 +125,10 @@ def deliver(
     else:
         tried(lambda: printed(summary), None)
     if kept is None and plan.exists():  # not ours to remove: a model in production may be loading it
-        told(f"warning: {_shown(plan)} is an earlier scan's plan; this scan found none")
+        told(f"warning: {shown(plan)} is an earlier scan's plan; this scan found none")
     if in_data is not None:
         for error in [*failed, *([stopped] if isinstance(stopped, InterruptedScanError) else [])]:
-            error.hint = f"what was seen is in {_shown(in_data)}; {error.hint}"
+            error.hint = f"what was seen is in {shown(in_data)}; {error.hint}"
     ended = [*([stopped] if stopped else []), *failed]
     for error in ended[1:]:
         told(f"warning: {' '.join(error.message.split())}")
@@ -143,7 +146,13 @@ def internal(error: Exception) -> MpdiagError:
     )
 
 
-def _shown(path: Path) -> str:
+def with_real_name(text: str, data: Path) -> str:
+    """The summary, which knows no files, with the command to type: RUN.json is this one."""
+    # the summary is broken into lines already, perhaps within the command
+    return re.sub(r"(mpdiag\s+verify\s+)RUN\.json", lambda match: match[1] + shlex.quote(shown(data)), text)
+
+
+def shown(path: Path) -> str:
     """As short as it can be typed from here."""
     with contextlib.suppress(OSError, ValueError):  # the folder may be gone, or on another drive
         return str(path.relative_to(Path.cwd().resolve()))

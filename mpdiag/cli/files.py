@@ -61,7 +61,8 @@ def write(path: Path, text: str) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # a short name of its own: one made from path.name could be too long where path.name itself is not
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
             # a path or name that is no valid text still has to be written somehow
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import os
@@ -11,7 +12,7 @@ import click
 
 from mpdiag.cli.delivery import internal
 from mpdiag.cli.explain import explain
-from mpdiag.cli.process import leave_if_forked, streams_opened
+from mpdiag.cli.process import interruptible_to_the_end, leave_if_forked, streams_opened
 from mpdiag.cli.report import report
 from mpdiag.cli.scan import scan
 from mpdiag.cli.stdout import stdout_failed
@@ -40,8 +41,21 @@ for command in (scan, verify, report, explain):
     commands.add_command(command)
 
 
+def process() -> None:
+    """Run the command line in a process that is its own, as the script `mpdiag` does; never returns."""
+    interruption = interruptible_to_the_end()
+    try:
+        main()
+    except SystemExit as ended:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # _run has said what there is to say of a stdout that fails
+                stream.flush()
+        interruption.end(ended.code if isinstance(ended.code, int) else 0)
+        raise
+
+
 def main() -> None:
-    """Run the command line; never returns."""
+    """Run the command line within any process; never returns."""
     streams_opened()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign shows its number instead

@@ -55,7 +55,8 @@ how_much_again = _how_much(None, None, "as RUN.json was asked for")
 how_to_verify = _stacked(
     click.option("--time-budget", type=click.FloatRange(min=0, min_open=True), default=settings.TIME_BUDGET_SECONDS,
                  show_default=True, metavar="SECONDS", callback=_finite,
-                 help="For the verification; on a GPU with what it measures. What is cut is named."),
+                 help="For the search of FP32 islands and the verification, on a GPU with what it measures; the "
+                      "capture comes on top. What is cut is named."),
     click.option("--costs/--no-costs", default=True, show_default=True,
                  help="On a GPU: measure time, memory, tensor cores, energy; without, training has all the time."),
     click.option("--largest-batch", is_flag=True,

@@ -5,41 +5,73 @@ A target is anybody's code: it may swallow a Ctrl-C, fork, print, or leave stdou
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 _SPOKEN = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_HEAVY = ("torch", "numpy")  # their C code swallows what is raised while it imports, and leaves a module half made
+_ASK_AGAIN_SECONDS = 0.05  # nobody feels so short a wait
 
 
 class Interruption:
     """SIGINT and SIGTERM as KeyboardInterrupt, whose text says which it was: "Ctrl-C" or "SIGTERM".
 
     Each signal raises, so that a target which swallows one does not go on for ever. Those wait that come while an
-    earlier one is being handled (what was seen is being put together) or once delivery has begun.
+    earlier one is being handled (what was seen is being put together) or once delivery has begun. One that comes
+    while torch or NumPy is being imported comes again when that is done.
     """
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._raised: list[KeyboardInterrupt] = []
         self._delivering = False
+        self._postponed: set[int] = set()
+        self._code: int | None = None
 
     def deliver(self) -> None:
         """From here on nothing interrupts: the results are being written."""
         self._delivering = True
 
-    def __call__(self, number: int, frame: Any) -> None:
+    def end(self, code: int) -> None:
+        """From here on a signal ends the process at once, with the code that it would have ended with anyway.
+
+        Not ignored: a thread or an exit function of the target's may never end.
+        """
+        self._code = code
+        for number in _SPOKEN:
+            signal.signal(number, self)  # the target may have put its own there
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         """The handler of both signals."""
         if os.getpid() != self._process:
             _as_python_would(number)
+        elif self._code is not None:
+            os._exit(self._code)
+        elif not self._delivering and _imports_heavily(frame):
+            self._postpone(number)
         elif not self._delivering and not self._is_handled():
             self._raised.append(KeyboardInterrupt(_SPOKEN[signal.Signals(number)]))
             raise self._raised[-1]
+
+    def _postpone(self, number: int) -> None:
+        def again() -> None:
+            time.sleep(_ASK_AGAIN_SECONDS)
+            self._postponed.discard(number)
+            os.kill(self._process, number)
+
+        if number not in self._postponed:
+            self._postponed.add(number)
+            _thread.start_new_thread(again, ())  # not threading: its locks may be held by what was interrupted
 
     def _is_handled(self) -> bool:
         """Whether somebody's except or finally is busy with one of ours right now; a swallowed one is not."""
@@ -53,6 +85,18 @@ class Interruption:
         return False
 
 
+def _imports_heavily(frame: FrameType | None) -> bool:
+    """Whether torch or NumPy, or a module of theirs, is being imported where the signal came."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "_find_and_load" and code.co_filename.startswith("<frozen importlib"):
+            name = frame.f_locals.get("name")
+            if isinstance(name, str) and name.partition(".")[0] in _HEAVY:
+                return True
+        frame = frame.f_back
+    return False
+
+
 def _as_python_would(number: int) -> None:
     """A child of the target inherits our handler; it is to end as if there were none."""
     if number == signal.SIGINT:
@@ -63,7 +107,11 @@ def _as_python_would(number: int) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Within it Ctrl-C and SIGTERM are an Interruption's."""
+    """Within it Ctrl-C and SIGTERM are an Interruption's: the process's own where there is one."""
+    lasting = signal.getsignal(signal.SIGINT)
+    if isinstance(lasting, Interruption):
+        yield lasting
+        return
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
@@ -74,6 +122,21 @@ def interruptible() -> Iterator[Interruption]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def interruptible_to_the_end() -> Interruption:
+    """The same for the rest of the process, whose main thread this is."""
+    interruption = Interruption()
+    for number in _SPOKEN:
+        signal.signal(number, interruption)
+    atexit.register(_ignore_signals)  # first of all, so that it runs last
+    return interruption
+
+
+def _ignore_signals() -> None:
+    """Python gives up its handlers next, and takes up to a second more to clear torch away: results are out by now."""
+    for number in _SPOKEN:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave_if_forked(started: int, error: BaseException | None = None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mpdiag.cli.delivery import with_real_name
 from mpdiag.cli.files import apart, writable, write
 from mpdiag.cli.stdout import printed
 
@@ -32,16 +33,17 @@ def report(run: Path, kind: str, out: Path | None, plotly: str) -> int:
         apart(run, out)
         out = writable(out, asked=True)
     diagnosis = load(run)
+    plan = f"{run.stem}.plan.json"
     if kind == "text":
-        text = terminal.render(diagnosis, color=out is None and sys.stdout.isatty())
+        text = with_real_name(terminal.render(diagnosis, color=out is None and sys.stdout.isatty()), run.absolute())
     elif kind == "html":
-        text = html.render(diagnosis, plotly=plotly, configs=configs_for(diagnosis))
+        text = html.render(diagnosis, plotly=plotly, configs=configs_for(diagnosis, plan))
     elif kind == "json":
         text = to_json(diagnosis)
     elif kind == "md":
         text = markdown.render(diagnosis)
     elif kind == "configs":
-        text = configs.render(diagnosis, configs_for(diagnosis))
+        text = configs.render(diagnosis, configs_for(diagnosis, plan))
     else:
         text = table.render(diagnosis)
     if out is None:

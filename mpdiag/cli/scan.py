@@ -78,7 +78,7 @@ def scan(
     options = ScanOptions(
         steps=steps, seed=seed, device=device, verify=verify, verify_steps=verify_steps, seeds=seeds,
         time_budget_seconds=time_budget, include=include, exclude=exclude, depth=depth, at=at, skip=skip,
-        start_from=start_from, costs=costs, largest_batch=largest_batch or memory_limit is not None,
+        start_from=start_from, costs=costs, largest_batch=largest_batch,
         memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
     )  # fmt: skip
     source, _, attribute = target.rpartition(":")

@@ -207,10 +207,6 @@ class Nvml:
                 others.remove(pid)
         return others
 
-    def others(self) -> list[int]:
-        """`processes`, empty where NVML does not list them."""
-        return self.processes() or []
-
     def state(self) -> GpuState:
         """Clock, temperature, power and what limits the clock, at this moment."""
         clock = self._number("nvmlDeviceGetClockInfo", CLOCK_SM)

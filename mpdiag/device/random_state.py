@@ -1,4 +1,4 @@
-"""The random state of the caller, kept through a scan."""
+"""The random state and the gradient mode of the caller, kept through a scan."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def random_state_kept() -> Iterator[None]:
         torch.set_rng_state(states[2])
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Train with gradients, whatever torch.no_grad() or torch.inference_mode() the caller is in; it returns on exit."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -12,7 +12,7 @@ from mpdiag.device.nvml import Nvml
 
 NEEDS_GPU = "needs a CUDA GPU"
 REST_SECONDS = 2.5  # the energy counter moves 25 times, 20 of which make an idle power
-SHORT_REST_SECONDS = 0.5  # enough to see work (GPM reads nothing under 0.1 s), too short for an idle power
+SHORT_REST_SECONDS = 0.5  # enough to see work (GPM needs 0.2 s), too short for an idle power
 ACTIVE_ABOVE = 0.02  # of the time, by GPM: a GPU at rest reads 0.000
 UTILIZED_ABOVE = 0.05  # by nvmlDeviceGetUtilizationRates, which counts whole percents of up to a second
 BEFORE, AFTER = "before this run", "while steps were timed"

@@ -107,14 +107,17 @@ def _rounds(
     seconds: float,
     ready_seconds: Mapping[str, float],
 ) -> int:
-    """How many rounds fit; where few do, the blocks in `lengths` are shortened first."""
+    """How many rounds fit; where few do, the blocks in `lengths` are shortened first, if it is they that take long."""
+    turns = [*lengths, baseline]
+    building = sum(ready_seconds.get(name, 0.0) for name in turns)
+
+    def stepping() -> float:
+        return sum((lengths[name] + SETTLE_STEPS) * step_seconds[name] for name in turns)
 
     def fit() -> int:
-        turns = [*lengths, baseline]
-        each = [(lengths[n] + SETTLE_STEPS) * step_seconds[n] + ready_seconds.get(n, 0.0) for n in turns]
-        return max(0, int(seconds / sum(each)))
+        return max(0, int(seconds / (stepping() + building)))
 
-    if fit() < GOOD_ROUNDS:
+    if fit() < GOOD_ROUNDS and stepping() > building:
         share = max(fit(), 1) / GOOD_ROUNDS
         for name, length in lengths.items():
             lengths[name] = max(MIN_BLOCK_STEPS, int(length * share))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mpdiag.accuracy import ControlOutcome, CurveBand
 from mpdiag.diagnosis import Comparison, Diagnosis, Verification
 
 CONTROLS = ("fp16-unscaled", "fp16-pure")
 """Arms expected to be worse on a job that needs care."""
 
+CRASHED = "the run failed"  # how a control's outcome begins that raised
 NOT_WORSE = "not worse, perhaps better"
 
 
@@ -52,7 +55,9 @@ def control_sentences(diagnosis: Diagnosis) -> list[str]:
         return []
     if not run.controls and any(t.arm in CONTROLS for t in run.trials):
         return []  # saved before their outcome was
-    told = [_control(each) for each in run.controls]
+    raised = [each for each in run.controls if _crashed(each)]
+    told = [_control(each) for each in run.controls if each not in raised]
+    told += [_crash(raised, run)] if raised else []
     if not any(each.failed for each in run.controls):
         told.append(_nothing_shown(run, diagnosis))
     return told
@@ -68,11 +73,30 @@ def _control(outcome: ControlOutcome) -> str:
     return f"{outcome.arm} is not worse ({outcome.why})"
 
 
+def _crashed(outcome: ControlOutcome) -> bool:
+    return outcome.failed is None and CRASHED in outcome.why
+
+
+def _crash(raised: Sequence[ControlOutcome], run: Verification) -> str:
+    """One sentence on all that raised; errors only where FP16's own, which is told already, is not among them."""
+    told = {t.error for t in run.trials if t.arm == "fp16" and t.error}
+    names = " and ".join(each.arm for each in raised)
+    if told:
+        return f"{names} raised as fp16 did, which says nothing about accuracy"
+    whys = dict.fromkeys(each.why.removeprefix(f"{CRASHED}: ") for each in raised)
+    return f"{names} raised, which says nothing about accuracy ({'; '.join(whys)})"
+
+
 def _nothing_shown(run: Verification, diagnosis: Diagnosis) -> str:
     steps = max(t.steps for t in run.trials)
     begun = diagnosis.target is not None and diagnosis.target.start_from is not None
     text = "no control failed" if run.controls else "no control was run"
-    text += f": nothing has shown that this test can fail on this job within {steps} steps"
+    if any(each.broke for each in run.controls):  # not "none failed" right after one that broke
+        text = "no control was worse in a finite loss"
+    elif run.controls and all(map(_crashed, run.controls)):
+        return "no control ran to its end, so nothing has shown that this test can fail on this job"
+    what = "tell a small harm" if any(each.broke for each in run.controls) else "fail"
+    text += f": nothing has shown that this test can {what} on this job within {steps} steps"
     if begun:
         return f"{text} from this checkpoint"
     return f"{text}; late in training it would sooner, from a trained state: --start-from CHECKPOINT"

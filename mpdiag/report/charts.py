@@ -189,9 +189,9 @@ def _layout(x_title: str, y_title: str) -> Figure:
         "hovermode": "x unified",
         "hoverlabel": {"bgcolor": "var(--panel)", "bordercolor": "var(--faint)", "font": {"color": "var(--ink)"}},
         "height": 320,
-        "margin": {"l": 78, "r": 16, "t": 26, "b": 46},
+        "margin": {"l": 88, "r": 16, "t": 26, "b": 46},
         "xaxis": {**axis, "showgrid": False, "title": {"text": x_title}},
-        "yaxis": {**axis, "title": {"text": y_title}},
+        "yaxis": {**axis, "title": {"text": y_title, "standoff": 10}},
     }
 
 

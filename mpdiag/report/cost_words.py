@@ -9,7 +9,7 @@ from mpdiag.costs.kernels import ArmKernels
 from mpdiag.diagnosis import Comparison, Verification
 from mpdiag.report.html_numbers import share, size
 from mpdiag.report.memory_line import memory_words
-from mpdiag.report.tensor_core_words import tensor_core_line
+from mpdiag.report.tensor_core_words import tensor_core_line, waits
 
 BASELINE, CONFIGURED, TF32 = "fp32", "fp32-configured", "tf32"
 REFERENCES = {BASELINE: "IEEE FP32", CONFIGURED: "your present settings", TF32: "TF32"}
@@ -61,7 +61,10 @@ def speed_words(c: Comparison) -> str:
 
 def between(c: Comparison) -> str:
     """A cost's interval in brackets, empty where it has none."""
-    return f" (95 % within {c.interval[0]:.2f}..{c.interval[1]:.2f})" if c.interval else ""
+    if not c.interval:
+        return ""
+    digits = 2 if f"{c.interval[0]:.2f}" != f"{c.interval[1]:.2f}" else 3  # 2.16..2.16 reads like a slip
+    return f" (95 % within {c.interval[0]:.{digits}f}..{c.interval[1]:.{digits}f})"
 
 
 def tensor_words(kernels: Sequence[ArmKernels], arm: str) -> str | None:
@@ -90,7 +93,7 @@ def _time(run: Verification, arm: str) -> str | None:
 def launch_bound(kernels: Sequence[ArmKernels], arm: str) -> str | None:
     """That the GPU waits for the host, where the trace found that."""
     for each in kernels:
-        if each.arm == arm and each.time is not None and any(f.code == "launch-bound" for f in each.findings):
+        if each.arm == arm and each.time is not None and waits(each):
             return f"launch bound, the GPU is busy {share(each.time.busy_share)} of the step"
     return None
 

@@ -22,6 +22,7 @@ from mpdiag.report.html_axes import (
     upward,
     y_axis,
 )
+from mpdiag.report.html_numbers import MINUS
 
 MOST = 4  # times the largest mean or the margin: a wider band, of few seeds, may not squash the curves
 MARGINS = 1.6  # the margin's lines stay inside the picture, with some room beyond them
@@ -50,7 +51,9 @@ def band_curves(
              f"arm-{order[b.arm]}", DASHES[order[b.arm]])
         for b in drawn
     )  # fmt: skip
-    axes = step_axis(x, int(x.high)) + y_axis([(y(v), f"{v:g}") for v in ticks(-reach, reach)], "loss − FP32 loss")
+    axes = step_axis(x, int(x.high)) + y_axis(
+        [(y(v), f"{v:g}".replace("-", MINUS)) for v in ticks(-reach, reach)], "loss − FP32 loss"
+    )
     for edge in (margin, -margin) if margin else ():
         axes += f'<path class="margin" d="M{LEFT} {y(edge):g}H{EDGE}"/>'
     shapes = f'{clip}{axes}<g clip-path="url(#band-clip)">{areas}{lines}</g>'

@@ -27,6 +27,7 @@ class Digest:
     verdict_reason: str
     why: tuple[tuple[str, str], ...]
     findings: tuple[tuple[str, str, str], ...]
+    more_findings: str | None
     next_steps: tuple[str, ...]
     snippet: str | None
     not_done: tuple[str, ...]
@@ -39,15 +40,17 @@ def digest_of(diagnosis: Diagnosis) -> Digest:
     findings = advice.findings if advice else ()
     asked = [f for f in findings if f.severity != "info" or not f.code.startswith(OF_FP8)]
     shown = tuple((f.severity, f.code, _told(f)) for f in asked[:MAX_FINDINGS])
+    hidden = len(findings) - len(shown)
     return Digest(
         heading=tuple(_heading(diagnosis)),
         verdict=verdict,
         verdict_reason=reason,
         why=tuple(_why(diagnosis)),
         findings=shown,
+        more_findings=f"{_count(hidden, 'more finding')}: see the page" if hidden else None,
         next_steps=tuple(steps_from(diagnosis)),
         snippet=diagnosis.snippet,
-        not_done=tuple(_not_done(diagnosis, len(findings) - len(shown))),
+        not_done=tuple(_not_done(diagnosis)),
     )
 
 
@@ -112,7 +115,7 @@ def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         choice = diagnosis.advice.format_choice
         lines += [("format", f"{choice.chosen}: {choice.reason}")] if choice else []
         lines += scale_lines(diagnosis.advice.loss_scale)
-        lines += drift_lines(diagnosis.advice.drift)
+        lines += drift_lines(diagnosis.advice.drift, diagnosis.advice.loss_scale.log2_scale)
         lines += plan_scale_lines(diagnosis.advice)
         topic = "alternative" if instead_of_fp16(diagnosis) else "islands"
         lines += [(topic, sentence) for sentence in island_sentences(diagnosis)]
@@ -166,11 +169,12 @@ def _bf16(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
 def _skips(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """How often the FP16 arm's scale was too large."""
     trials = diagnosis.verification.trials if diagnosis.verification else ()
-    mine = [t for t in trials if t.arm == "fp16" and t.skipped_steps is not None]
+    mine = [t for t in trials if t.arm == "fp16" and t.skipped_steps is not None and t.steps]
     if not mine:
         return []
     skipped = sum(t.skipped_steps or 0 for t in mine)
-    return [("skips", f"{skipped} of {sum(t.steps for t in mine)} FP16 steps")]
+    over = f", those of {len(mine)} seeds together" if skipped and len(mine) > 1 else ""
+    return [("skips", f"{skipped} of {sum(t.steps for t in mine)} FP16 steps{over}")]
 
 
 def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
@@ -190,17 +194,16 @@ def _foretold(prediction: Prediction | None) -> list[tuple[str, str]]:
     return [("foretold", text)]
 
 
-def _not_done(diagnosis: Diagnosis, hidden: int) -> list[str]:
+def _not_done(diagnosis: Diagnosis) -> list[str]:
     lines = []
-    if hidden > 0:
-        lines.append(f"{_count(hidden, 'more finding')}: see the page")
     if diagnosis.reason is not None and diagnosis.reason != NOT_ASKED_FOR:
         lines.append(diagnosis.reason)
     capture, verification = diagnosis.capture, diagnosis.verification
     if capture is not None:
         if capture.reason:
             lines.append(capture.reason)
-        if capture.amp_error:
+        raised = verification is not None and capture.amp_error is not None and capture.amp_error in verification.reason
+        if capture.amp_error and not raised:  # else the verdict has said so
             lines.append(f"types under autocast: {capture.amp_error}")
         if capture.operations_reason not in (None, NOT_OBSERVED):
             lines.append(f"operations: {capture.operations_reason}")

@@ -32,7 +32,7 @@ from mpdiag.report.html_summary import boxes, verdict_words, why_no_advice, why_
 from mpdiag.report.html_tensors import in_words, tensor_rows
 from mpdiag.report.html_verification import test_rows
 from mpdiag.report.islands import island_sentences
-from mpdiag.report.next_steps import instead_of_fp16
+from mpdiag.report.next_steps import OF_FP16, instead_of_fp16, modules_to_keep, scans_to_come
 from mpdiag.report.scale_words import energy_words, serves_all
 from mpdiag.saved import to_json
 
@@ -70,6 +70,9 @@ def render(diagnosis: Diagnosis, plotly: str = "inline", configs: Sequence[Confi
         "counted": counted,
         "lost": lost_table(diagnosis.advice.other_formats if diagnosis.advice else ()),
         "instead": instead_of_fp16(diagnosis),
+        "of_fp16": OF_FP16,
+        "to_keep": modules_to_keep(diagnosis),
+        "scans_to_come": scans_to_come(diagnosis),
         "islands": [f"{sentence[:1].upper()}{sentence[1:]}" for sentence in island_sentences(diagnosis)],
         **_verification(diagnosis.verification),
         "controls": control_sentences(diagnosis),

@@ -64,6 +64,7 @@ class Notes:
 
 
 ABSENT = "not measured: "
+SHORT = 22  # characters that fit under a figure ("needs about 13 seeds"), and need no footnote
 
 
 def absent(reason: str) -> Cell:
@@ -136,7 +137,9 @@ def quality(name: str, run: Verification, baseline: str) -> Callable[[Sequence[T
         if most and c.baseline_value != most.baseline_value and c.baseline_value is not None:
             under.append(Markup("against {}").format(value(c.baseline_value)))
         under.append(Markup('<span class="c-{}">{}</span>').format(c.verdict, verdict_in_words(c)))
-        remark = (c.reason,) if c.reason and found.shown is not None else ()
+        short = c.verdict == "inconclusive" and 0 < len(c.reason or "") <= SHORT
+        under += [Markup("{}").format(c.reason)] if short else []
+        remark = (c.reason,) if c.reason and found.shown is not None and not short else ()
         return replace(found, under=tuple(under), remarks=(*found.remarks, *remark))
 
     return cell

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from markupsafe import Markup, escape
 
 THIN = "\u202f"  # narrow no-break space between a number and its unit
 MINUS = "\u2212"
 
-SHARES = ("underflow", "overflow", "energy_lost", "share", "subnormal", "stagnant")
+SHARES = ("underflow", "overflow", "energy_lost", "share", "subnormal", "stagnant", "busy")
 
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -66,7 +67,7 @@ def value(number: float, digits: int = 4) -> Markup:
         return Markup(nonfinite(number))
     if number == int(number) and abs(number) < 1e6:
         return Markup(f"{number:.0f}".replace("-", MINUS))
-    if 1e-3 <= abs(number) < 1e4:
+    if (1e-3 if digits > 2 else 1e-4) <= abs(number) < 1e4:  # few digits: 0.00033 is shorter than 3.3 × 10^-4
         return Markup(f"{number:.{digits}g}".replace("-", MINUS))
     mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
@@ -122,6 +123,18 @@ def evidence(shown: bool | float | str, key: str) -> Markup:
     return value(shown)
 
 
+def facts(evidence_of: Mapping[str, float | str | None]) -> list[tuple[str, Markup | None]]:
+    """The figures of a finding with their names in words. A limit is a share where the figure before it is one."""
+    told: list[tuple[str, Markup | None]] = []
+    before = ""
+    for key, shown in evidence_of.items():
+        limit = key.endswith("limit")
+        words = key.removesuffix("_log2").replace("_", " ")
+        told.append((words, None if shown is None else evidence(shown, f"{before}_{key}" if limit else key)))
+        before = before if limit else key
+    return told
+
+
 def moment(created: str) -> str:
     """An ISO time as people write it."""
     return created.replace("T", " ").replace("+00:00", " UTC")
@@ -144,11 +157,27 @@ def seconds(duration: float) -> str:
 
 
 def prose(text: str) -> Markup:
-    """Text from the record, escaped, with 2^k as a superscript and `names` as code."""
-    safe = str(escape(text))
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    exponents = lambda match: f"2<sup>{match[1].replace('-', MINUS)}</sup>"
-    return Markup(re.sub(r"\b2\^\(?(-?\d+)\)?", exponents, safe))
+    """Text from the record, escaped, as the page sets numbers: 2^k and 1e-5 raised, ×, −, units; `names` as code."""
+    parts = re.split(r"(`[^`]+`)", str(escape(text)))
+    return Markup("".join(f"<code>{p[1:-1]}</code>" if p.startswith("`") else _set_numbers(p) for p in parts))
+
+
+def _raised(exponent: str) -> str:
+    return f"<sup>{str(int(exponent)).replace('-', MINUS)}</sup>"
+
+
+def _set_numbers(safe: str) -> str:
+    """A power of ten with a one-digit exponent is somebody's code (eps=1e-5), and stays; Python prints two digits."""
+    safe = re.sub(r"(?<=\d)\.\.(?=[-+]?\d)", " to ", safe)
+    safe = re.sub(r"\b2\^\(?(-?\d+)\)?", lambda m: f"2{_raised(m[1])}", safe)
+    safe = re.sub(
+        r"(?<![\w.=(-])([-+]?\d(?:\.\d+)?)e([-+]\d\d+)\b", lambda m: f"{m[1]}{THIN}×{THIN}10{_raised(m[2])}", safe
+    )
+    safe = re.sub(r"(?<![\w.=>-])-(?=\d)", MINUS, safe)
+    safe = re.sub(r"(?<![\w.])x(?=\d+\.\d)|(?<=\d)x(?= )", "×", safe)
+    safe = re.sub(r"(?<=\d) ?%", f"{THIN}%", safe)
+    safe = re.sub(r"(?<=\d) us\b", f"{THIN}µs", safe)
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]+", r'<span class="flag">\g<0></span>', safe)
 
 
 FILTERS = {
@@ -162,7 +191,7 @@ FILTERS = {
     "seconds": seconds,
     "prose": prose,
     "moment": moment,
-    "evidence": evidence,
+    "facts": facts,
     "breakable": breakable,
 }
 """What the templates call, by name."""

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
 from mpdiag.report.accuracy_words import standing, verdict_in_words
 from mpdiag.report.digest import STOPPED_BEFORE
-from mpdiag.report.html_numbers import power, prose, share, size
+from mpdiag.report.html_numbers import THIN, power, prose, share, size
 from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
+from mpdiag.report.next_steps import instead_of_fp16
 from mpdiag.report.scale_words import spoken
 
 VERDICTS = {
@@ -33,6 +34,14 @@ class Box:
     lines: tuple[Markup, ...] = ()
     reason: str = ""
     href: str | None = None
+
+
+def _from_to(before: str, after: str) -> Markup:
+    """Two figures with an arrow; a unit that both have is said once, so that they stay on one line."""
+    unit = before.rpartition(THIN)[2]
+    if unit == after.rpartition(THIN)[2]:
+        before = before.removesuffix(f"{THIN}{unit}")
+    return Markup(before) + ARROW + Markup(after)
 
 
 def verdict_words(diagnosis: Diagnosis) -> tuple[str, str, str]:
@@ -69,7 +78,7 @@ def boxes(diagnosis: Diagnosis) -> list[Box]:
 
 
 def _scale_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
-    title = "Recommended loss scale"
+    title = "Loss scale for FP16" if instead_of_fp16(diagnosis) else "Recommended loss scale"
     if scale is None:
         return Box(title, None, reason=why_no_advice(diagnosis))
     if scale.lower_log2 is None or scale.upper_log2 is None:
@@ -96,7 +105,7 @@ def _lost_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
     shown = Markup(share(scale.underflow_before))
     where = Markup("of the non-zero elements, at scale 1")
     if scale.underflow_after is not None and scale.log2_scale:
-        shown += ARROW + share(scale.underflow_after)
+        shown = _from_to(share(scale.underflow_before), share(scale.underflow_after))
         where = Markup("of the non-zero elements, at scale 1 → at {}").format(power(scale.log2_scale))
     return Box(title, shown, (where, _energy(scale)), href="#loss-scale")
 
@@ -106,10 +115,12 @@ def _energy(scale: LossScaleAdvice) -> Markup:
     worst = scale.most_lost_before
     if worst is None:
         return Markup("weighted by energy: not measured")
-    shown = Markup("{} of the squared norm of {}").format(share(worst.share), spoken(worst.tensor))
-    if scale.most_lost_after is None or not scale.log2_scale:
-        return shown
-    return shown + Markup(" → at most {} of any tensor's").format(share(scale.most_lost_after.share))
+    shown = Markup(share(worst.share))
+    if scale.most_lost_after is not None and scale.log2_scale:
+        shown = _from_to(shown, share(scale.most_lost_after.share))
+    return Markup('<span title="{}">{} of the squared norm in the worst tensor</span>').format(
+        spoken(worst.tensor), shown
+    )
 
 
 def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
@@ -118,11 +129,12 @@ def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
     timed = diagnosis.verification is not None and diagnosis.verification.costs.timing is not None
     if not timed or found is None or found.baseline_value is None or found.candidate_value is None:
         return []
-    shown = Markup("{} → {}").format(f"{found.baseline_value:.3g}", f"{found.candidate_value:.3g}\u202fms")
+    shown = _from_to(*(f"{x:.3g}{THIN}ms" for x in (found.baseline_value, found.candidate_value)))
     between = interval(found)
-    lines = [Markup("×\u202f{}").format(f"{found.difference:.3g}") if found.difference is not None else None]
+    lines = [difference(found)]
     lines.append(Markup("95\u202f% interval {}").format(between) if between else None)
-    lines.append(Markup("{}").format(TIME_WORDS.get(found.verdict, found.verdict)))
+    why = Markup(": {}").format(prose(found.reason)) if found.verdict == "inconclusive" and found.reason else ""
+    lines.append(Markup("{}{}").format(TIME_WORDS.get(found.verdict, found.verdict), why))
     return [Box("Step time, FP32 → FP16", shown, tuple(x for x in lines if x), href="#speed")]
 
 
@@ -142,14 +154,14 @@ def _memory_box(diagnosis: Diagnosis) -> Box:
         return Box(title, None, reason=why_not_verified(diagnosis))
     found = _cost(diagnosis, "peak_memory_bytes")
     if found is not None and found.baseline_value is not None and found.candidate_value is not None:
-        shown = Markup(size(found.baseline_value)) + ARROW + size(found.candidate_value)
-        lines = (difference(found), _arms(found))
+        shown = _from_to(size(found.baseline_value), size(found.candidate_value))
+        change = difference(found)
         where = "#memory" if diagnosis.verification.costs.memory else "#verification"
-        return Box(title, shown, tuple(x for x in lines if x), href=where)
+        return Box(title, shown, (change,) if change else (), href=where)
     before, after = _peaks(diagnosis.verification.trials)
     if before is not None and after is not None:
         lines = (Markup("×\u202f{} of FP32").format(f"{after / before:.3g}"), Markup("median of the seeds"))
-        return Box(title, Markup(size(before)) + ARROW + size(after), lines, href="#verification")
+        return Box(title, _from_to(size(before), size(after)), lines, href="#verification")
     reason = found.reason if found else _missing_peak(diagnosis.verification.trials)
     return Box(title, None, reason=reason or NO_REASON, href="#verification")
 
@@ -198,7 +210,3 @@ def _whole_verdict(shown: Comparison, quality: Sequence[Comparison]) -> str:
     if standing(weakest) >= standing(shown):
         return words
     return f"{words}, but the {quantity(weakest)} is {verdict_in_words(weakest)}"
-
-
-def _arms(comparison: Comparison) -> Markup:
-    return Markup("{} → {}").format(comparison.baseline, comparison.candidate)

@@ -51,12 +51,23 @@ class ArmView:
 
 
 @dataclass(frozen=True)
+class CeilingRow:
+    """The most that this GPU reached in one arithmetic. window, clock None: not recorded. held: what held it down."""
+
+    what: str
+    reached: str
+    window: str | None
+    clock: str | None
+    held: str
+
+
+@dataclass(frozen=True)
 class TensorCoreView:
-    """The section. flops, ceilings: sentences on what was counted, and on what this GPU reaches; None without."""
+    """The section. flops: a sentence on what was counted; None without. ceilings: what this GPU reaches."""
 
     arms: tuple[ArmView, ...]
     flops: str | None
-    ceilings: str | None = None
+    ceilings: tuple[CeilingRow, ...] = ()
 
 
 def tensor_core_context(
@@ -77,7 +88,7 @@ def tensor_core_view(
     """The view of all traced arms; None where none was traced, not even in vain."""
     if not kernels:
         return None
-    return TensorCoreView(tuple(_arm(each) for each in kernels), _flops(flops), ceilings_in_words(ceilings))
+    return TensorCoreView(tuple(_arm(each) for each in kernels), _flops(flops), ceiling_rows(ceilings))
 
 
 def _arm(arm: ArmKernels) -> ArmView:
@@ -145,29 +156,29 @@ def _flops(flops: Flops | None) -> str | None:
     return " ".join(parts)
 
 
-def ceilings_in_words(found: Ceilings | None) -> str | None:
-    """The ceilings with the clock that each was taken at, and which of them are bursts; None where there is none."""
-    if found is None or not (found.tflops or found.copy_gbytes_per_second):
-        return None
+def ceiling_rows(found: Ceilings | None) -> tuple[CeilingRow, ...]:
+    """The ceilings with the window and the clock that each was taken at, and which of them are bursts."""
+    if found is None:
+        return ()
     speeds = [
-        (body, f"{arithmetic} {found.tflops[arithmetic]:.3g}{THIN}TFLOP/s")
+        (body, arithmetic, f"{found.tflops[arithmetic]:.3g}{THIN}TFLOP/s")
         for body, arithmetic in MATMULS.items()
         if arithmetic in found.tflops
     ]
     if found.copy_gbytes_per_second is not None:
-        speeds.append((COPY, f"a copy {found.copy_gbytes_per_second:,.0f}{THIN}GB/s"))
-    told = [text + _conditions(found, body) for body, text in speeds]
-    bursts = [f" {body}: {text}; longer work is slower." for body, text in found.bursts.items()]
-    return f"The ceilings, as this GPU reached them: {'; '.join(told)}.{''.join(bursts)}"
+        speeds.append((COPY, "copy", f"{found.copy_gbytes_per_second:,.0f}{THIN}GB/s"))
+    return tuple(_ceiling(found, *each) for each in speeds)
 
 
-def _conditions(found: Ceilings, body: str) -> str:
-    """How long a ceiling was measured, at which clock, and what held that down."""
-    seconds, clock = found.window_seconds.get(body), found.sm_clock_mhz.get(body)
-    told = [f"over {seconds:.1f}{THIN}s"] if seconds else []
-    told += [f"at {clock:,}{THIN}MHz"] if clock else []
-    told += found.limited_by.get(body, ())
-    return f" ({', '.join(told)})" if told else ""
+def _ceiling(found: Ceilings, body: str, what: str, reached: str) -> CeilingRow:
+    seconds, clock, burst = found.window_seconds.get(body), found.sm_clock_mhz.get(body), found.bursts.get(body)
+    return CeilingRow(
+        what,
+        reached,
+        f"{seconds:.1f}{THIN}s" if seconds else None,
+        f"{clock:,}{THIN}MHz" if clock else None,
+        f"{burst}; longer work is slower" if burst else ", ".join(found.limited_by.get(body, ())),
+    )
 
 
 def _large(count: int) -> str:

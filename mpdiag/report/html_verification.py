@@ -29,7 +29,7 @@ def difference(comparison: Comparison) -> Markup | None:
     """The difference as printed: a ratio for costs, signed otherwise."""
     if comparison.difference is None:
         return None
-    return Markup(ratio(comparison.difference)) if comparison.is_ratio else signed(comparison.difference)
+    return Markup(ratio(comparison.difference)) if comparison.is_ratio else signed(comparison.difference, 2)
 
 
 def interval(comparison: Comparison) -> Markup | None:
@@ -39,7 +39,7 @@ def interval(comparison: Comparison) -> Markup | None:
     low, high = comparison.interval
     if comparison.is_ratio:
         return Markup(f"×{low:.3f} to ×{high:.3f}")
-    return signed(low) + Markup(" to ") + signed(high)
+    return signed(low, 2) + Markup(" to ") + signed(high, 2)
 
 
 def test_rows(run: Verification | None) -> list[Comparison]:

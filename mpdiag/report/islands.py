@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mpdiag.diagnosis import Diagnosis
+from mpdiag.report.accuracy_words import verdict_in_words
 
 ARM = "fp16-plan"
 
@@ -17,15 +18,15 @@ def island_sentences(diagnosis: Diagnosis) -> list[str]:
     if not plan.enough:
         return [f"no set of modules in FP32 was found that cures this ({tried}): {plan.reason}"]
     count = len(plan.keep_fp32)
-    least = "" if plan.minimal and count == 1 else f"; {plan.reason or 'fewer may do'}"
-    if plan.minimal and count > 1:
-        least = "; none of them can be left out"
+    least = f"; {plan.reason or 'fewer may do'}"
+    if plan.minimal:
+        least = "; none of them can be left out" if count > 1 else ""
     told = [f"{count} module{'' if count == 1 else 's'} in FP32 cure{'s' if count == 1 else ''} it{least} ({tried})"]
     if plan.near_limit:
         told.append(f"within an octave of overflow, and next if activations grow: {', '.join(plan.near_limit)}")
     run = diagnosis.verification
     told += [
-        f"trained with {'it' if count == 1 else 'them'} in FP32, {c.quantity.replace('_', ' ')}: {c.verdict}"
+        f"trained with {'it' if count == 1 else 'them'} in FP32, {c.quantity.replace('_', ' ')}: {verdict_in_words(c)}"
         + (f", {c.reason}" if c.reason else "")
         for c in (run.comparisons if run else ())
         if c.candidate == ARM and not c.is_ratio

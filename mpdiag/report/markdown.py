@@ -20,6 +20,8 @@ def render(diagnosis: Diagnosis) -> str:
         lines += ["## Findings", "", "| severity | code | finding |", "| --- | --- | --- |"]
         lines += [f"| {s} | {c} | {_text(m)} |" for s, c, m in parts.findings]
         lines.append("")
+    if parts.more_findings:
+        lines += [parts.more_findings, ""]
     lines += _list("Next", tuple(step for step in parts.next_steps if step != SNIPPET_FOLLOWS))
     if parts.snippet:
         lines += ["Train with:", "", "```python", parts.snippet.rstrip(), "```", ""]

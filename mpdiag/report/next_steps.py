@@ -5,6 +5,7 @@ from __future__ import annotations
 from mpdiag.diagnosis import Diagnosis, Verification
 from mpdiag.other_formats import FP16, FP16_ISLANDS
 from mpdiag.report.cost_words import launch_bound, ratio_of
+from mpdiag.report.time_needed import DEFAULT_SECONDS, budget_for
 
 SNIPPET_FOLLOWS = "train with:"
 FEWEST_SEEDS = 3  # that give an interval at all
@@ -20,7 +21,8 @@ def steps_from(diagnosis: Diagnosis) -> list[str]:
     if advice is not None:
         instead = instead_of_fp16(diagnosis)
         errors = [f for f in advice.findings if f.severity == "error"]
-        islands = ["keep in FP32: " + ", ".join(advice.keep_fp32)] if advice.keep_fp32 else []
+        names = modules_to_keep(diagnosis)
+        islands = ["keep in FP32: " + ", ".join(names)] if names else []
         if not instead:
             steps += islands
         steps += [f"{f.code}: {f.remedy}" for f in errors if not (instead and f.code.startswith(OF_FP16))]
@@ -29,12 +31,23 @@ def steps_from(diagnosis: Diagnosis) -> list[str]:
         if diagnosis.snippet:
             steps.append(SNIPPET_FOLLOWS)
         if instead:  # what FP16 would need is the alternative, after the code
-            cured = islands and advice.plan is not None and advice.plan.enough
-            told = islands if cured else [f"{f.code}: {f.remedy}" for f in errors if f.code.startswith(OF_FP16)]
+            told = islands or [f"{f.code}: {f.remedy}" for f in errors if f.code.startswith(OF_FP16)]
             steps += [f"or FP16 instead of {instead}: {line}" for line in told]
-    if diagnosis.environment.gpu is None and advice is not None:
-        steps.append("on a CUDA GPU, for step time, memory, tensor cores and energy: mpdiag verify RUN.json")
-    return list(dict.fromkeys(steps))
+    return list(dict.fromkeys([*steps, *_on_a_gpu(diagnosis)]))
+
+
+def scans_to_come(diagnosis: Diagnosis) -> list[str]:
+    """Of the steps those that no other part of "Do this" tells: what would decide the verdict, and where to measure."""
+    run = diagnosis.verification
+    if diagnosis.advice is None or run is None:
+        return _on_a_gpu(diagnosis)
+    return [*(_to_decide(diagnosis, run) if run.verdict == "inconclusive" else _worth_it(run)), *_on_a_gpu(diagnosis)]
+
+
+def _on_a_gpu(diagnosis: Diagnosis) -> list[str]:
+    if diagnosis.environment.gpu is not None or diagnosis.advice is None:
+        return []
+    return ["on a CUDA GPU, for step time, memory, tensor cores and energy: mpdiag verify RUN.json"]
 
 
 def instead_of_fp16(diagnosis: Diagnosis) -> str | None:
@@ -43,10 +56,26 @@ def instead_of_fp16(diagnosis: Diagnosis) -> str | None:
     return None if chosen in (None, FP16, FP16_ISLANDS) else chosen
 
 
+def modules_to_keep(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """What FP16 has to keep in FP32: the plan's modules, or untried ones where an error asks for some.
+
+    None for a warning alone, which the code to paste does not heed either, nor where a search found none that do.
+    """
+    advice = diagnosis.advice
+    if advice is None:
+        return ()
+    if advice.plan is not None:
+        return advice.plan.keep_fp32 if advice.plan.enough else ()
+    asked_for = any(f.severity == "error" for f in advice.findings) and not instead_of_fp16(diagnosis)
+    return advice.keep_fp32 if asked_for else ()
+
+
 def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
     """What would decide an undecided verification: its cause first, for each asks for something else."""
     judged = [c for c in run.comparisons if c.candidate == "fp16" and c.test]
     seeds = len({t.seed for t in run.trials if t.arm == "fp16"})
+    if any(t.error for t in run.trials if t.arm == "fp16"):
+        return []  # no number of seeds mends what raises; its finding says what does
     if any(c.seeds < seeds for c in judged):
         return [
             "every seed gave the same FP32 run: let train_batches() shuffle with torch's generator (torch.randperm, or "
@@ -55,7 +84,8 @@ def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
     if seeds == 1 and diagnosis.asked is not None and diagnosis.asked.seeds == 1:
         return [f"scan again with --seeds {FEWEST_SEEDS}: one seed does not tell how far seeds scatter"]
     if seeds < 2 and any(OUT_OF_TIME in line for line in run.cut):
-        return ["scan again with a longer --time-budget: this one ended before a second seed was trained"]
+        longer = _budget(budget_for(diagnosis, FEWEST_SEEDS)) or " with a longer --time-budget"
+        return [f"scan again{longer}: this one ended before a second seed was trained"]
     open_ones = [c for c in judged if c.verdict == "inconclusive"]
     coarse = [c for c in open_ones if c.test and c.test.resolution is not None]
     if coarse and len(coarse) == len(open_ones):
@@ -70,7 +100,18 @@ def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
             "the seeds scatter too widely at this stage of training: scan again with more --verify-steps and a longer "
             f"--time-budget{later}"
         ]
-    return [f"scan again with --seeds {needed}"] if needed else []
+    short = any(line.startswith("only ") and OUT_OF_TIME in line for line in run.cut)
+    if not needed:
+        return []
+    seconds = budget_for(diagnosis, needed)
+    if short or (seconds or 0) > DEFAULT_SECONDS:  # the same command would be cut again
+        longer = _budget(seconds, "") or " and a longer --time-budget"
+        return [f"scan again with --seeds {needed}{longer}"]
+    return [f"scan again with --seeds {needed}"]
+
+
+def _budget(seconds: int | None, preposition: str = " with") -> str:
+    return "" if seconds is None else f"{preposition} --time-budget {seconds} (seconds, estimated from these runs)"
 
 
 def _worth_it(run: Verification) -> list[str]:

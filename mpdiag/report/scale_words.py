@@ -6,18 +6,24 @@ from mpdiag.diagnosis import Advice, EnergyLost, LossScaleAdvice
 from mpdiag.drift import WindowAt
 from mpdiag.report.html_numbers import share
 
+BY_COUNT = "by count alone"  # in the reason of a window whose lower end the counts would put above its upper one
+
 
 def scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
     """The scale, what sets the ends of its window, and what is lost."""
     if scale.lower_log2 is None or scale.upper_log2 is None:
         return [("scale", scale.reason)]
     window = f"2^{scale.lower_log2}..2^{scale.upper_log2}"
+    if scale.lower_log2 == scale.upper_log2:
+        window = f"2^{scale.upper_log2} alone"
     if scale.log2_scale is None:
         lines = [("scale", scale.reason)]
     elif scale.mode == "none":
         lines = [("scale", f"none needed: {scale.reason}")]
     else:
         lines = [("scale", f"2^{scale.log2_scale} = {_plain(scale.log2_scale)}, {_moves(scale)}; window {window}")]
+    if scale.log2_scale is not None and scale.mode != "none" and BY_COUNT in scale.reason:
+        lines.append(("", scale.reason))  # why a share of elements may be lost at the scale that is recommended
     for end in ("upper", "lower"):
         names = scale.limited_by.get(end, ())
         if names:
@@ -25,7 +31,7 @@ def scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
     if scale.underflow_before is not None and scale.energy_lost_before is not None:
         # each tensor is counted for itself: what is zero in one is missing in those before it too
         before = share(scale.underflow_before)
-        at_least = "" if before.startswith("<") else "at least "
+        at_least = "at least " if scale.underflow_before and not before.startswith("<") else ""
         text = f"{at_least}{before} of the gradient elements become zero at scale 1"
         if scale.underflow_after is not None and scale.log2_scale:
             text += f", {share(scale.underflow_after)} at 2^{scale.log2_scale}"
@@ -67,13 +73,20 @@ def plan_scale_lines(advice: Advice) -> list[tuple[str, str]]:
     return [("islands", f"with them in FP32 other gradients bind: the scale is 2^{plan.log2_scale}, {plan.mode}")]
 
 
-def drift_lines(windows: tuple[WindowAt, ...]) -> list[tuple[str, str]]:
-    """How the window moves as training goes on."""
+def drift_lines(windows: tuple[WindowAt, ...], log2_scale: int | None = None) -> list[tuple[str, str]]:
+    """How the window moves as training goes on. log2_scale: the scale recommended, None where it is none."""
     known = [w for w in windows if w.lower_log2 is not None]
     text = ", ".join(f"step {w.first_step}: 2^{w.lower_log2}..2^{w.upper_log2}" for w in known)
     if known and max(w.lower_log2 or 0 for w in known) > min(w.upper_log2 or 0 for w in known):
-        text += "; no one scale serves them all, so the scale has to move: dynamic scaling does"
+        where = [] if log2_scale is None else [w for w in known if _holds(w, log2_scale)]
+        start = f": start at 2^{log2_scale}, in the window of step {where[0].first_step}" if where else ""
+        text += f"; no overlap{start}; the scale has to move, as dynamic scaling does"
     return [("drift", text)] if known else []
+
+
+def _holds(window: WindowAt, log2_scale: int) -> bool:
+    lower, upper = window.lower_log2, window.upper_log2
+    return lower is not None and upper is not None and lower <= log2_scale <= upper
 
 
 def serves_all(scale: LossScaleAdvice, windows: tuple[WindowAt, ...]) -> bool:

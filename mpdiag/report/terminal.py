@@ -62,7 +62,8 @@ def _print(console: Console, parts: Digest) -> None:
     found = [
         (Text(f"{severity} {code}", style=_STYLE[severity]), Text(text)) for severity, code, text in parts.findings
     ]
-    section("FINDINGS", [_pairs(found)] if found else [])
+    more = [Text(parts.more_findings, style="dim")] if parts.more_findings else []
+    section("FINDINGS", [*([_pairs(found)] if found else []), *more])
     steps = [Text(line) for line in parts.next_steps]
     if parts.snippet and SNIPPET_FOLLOWS in parts.next_steps:
         place = parts.next_steps.index(SNIPPET_FOLLOWS) + 1

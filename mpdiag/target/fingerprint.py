@@ -47,6 +47,8 @@ def _values(tensor: torch.Tensor) -> bytes:
     flat = flat if flat.dtype == torch.float64 else flat.float()
     finite = flat.isfinite()
     scale = float(torch.where(finite, flat, 0.0).abs().mean(dtype=torch.float64))
-    chosen = flat[torch.linspace(0, flat.numel() - 1, SAMPLED).long()].double().tolist()
+    # in whole numbers: a float32 linspace ends beyond a tensor of 2^24 elements, and kinds of CPU round it differently
+    places = [(flat.numel() - 1) * i // (SAMPLED - 1) for i in range(SAMPLED)]
+    chosen = flat[places].double().tolist()
     told = [f"{value / scale:.{DIGITS}f}" if scale and np.isfinite(value) else f"{value}" for value in chosen]
     return f"{scale:.{DIGITS}e} {int(finite.sum())} {' '.join(told)}".encode()

@@ -23,6 +23,8 @@ Losses = Generator[tuple[str, torch.Tensor], None, None]
 ONLY = "loss"
 """The name of the loss and optimizer of a job that has just one."""
 
+_SCHEDULED = "the optimizer has a learning-rate scheduler, which is not stepped: every run keeps the first rate"
+
 
 @dataclass(frozen=True)
 class Start:
@@ -117,12 +119,18 @@ class Job:
             optimizers = self.build_optimizers(model)
             for optimizer in optimizers.values():
                 _require_plain_step(optimizer, self.source)
+            if any("initial_lr" in group for o in optimizers.values() for group in o.param_groups):
+                self._note(_SCHEDULED)  # every scheduler of torch's leaves this key
             if self.checkpoint is not None:
                 changed = self.checkpoint.load_into_optimizers(optimizers, self.source)
-                note = f"from the checkpoint, not from the target file: {', '.join(changed)}"
-                if changed and note not in self.notes:  # what the file itself says is known only now
-                    self.notes = (*self.notes, note)
+                if changed:
+                    self._note(f"from the checkpoint, not from the target file: {', '.join(changed)}")
         return optimizers
+
+    def _note(self, note: str) -> None:
+        """Keep what shows only when the file's functions are called, once."""
+        if note not in self.notes:
+            self.notes = (*self.notes, note)
 
     def _module(self) -> torch.nn.Module:
         model = self.build_model()

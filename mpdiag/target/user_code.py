@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import torch
 
 from mpdiag.errors import MpdiagError, UserCodeError, safe_text
 
 _OURS = str(Path(__file__).resolve().parents[1])
+_TORCH = str(Path(torch.__file__).resolve().parent)
 _HOOKS = str(Path(_OURS) / "capture")
 _DEVICE_WORDS = ("same device", "Input type", "Expected object of device", "is not on the expected device")
 
@@ -45,7 +48,19 @@ def _translated(error: BaseException, doing: str) -> UserCodeError:
         slug, hint = "out-of-memory", "yield smaller batches from train_batches()"
     elif isinstance(error, SystemExit):
         hint = "a target file must not call sys.exit() when it is imported or used"
-    return UserCodeError(slug, f"{type(error).__name__} while {doing}: {first}", hint, trimmed(error))
+    message = f"{type(error).__name__} while {doing}: {first}"
+    return UserCodeError(slug, message, hint, trimmed(error), _users_line(error))
+
+
+def _users_line(error: BaseException) -> str | None:
+    """file:line, from the working folder if it is below it, of the innermost frame that is neither ours nor torch's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith((_OURS, _TORCH, "<"))]
+    if not theirs:
+        return None
+    with suppress(ValueError, OSError):  # another folder, or one that is gone
+        return f"{Path(theirs[-1].filename).relative_to(Path.cwd())}:{theirs[-1].lineno}"
+    return f"{theirs[-1].filename}:{theirs[-1].lineno}"
 
 
 def _is_out_of_memory(error: BaseException, first: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,10 @@ from mpdiag.target.user_code import guarded
 from mpdiag.training.islands import fp32_islands, lift_islands
 from mpdiag.training.precision import Precision, Region, in_force
 
+_SEVERAL_LOSSES = (
+    "return one tensor, such as their sum; for several optimizers define compute_losses(model, batch), which yields "
+    "(optimizer name, loss)"
+)
 IMAGE_DIMENSIONS = 4  # batch, channels, height, width: what channels_last is defined for
 
 
@@ -123,7 +127,9 @@ class Session:
             raise UsageError(
                 "loss-not-a-tensor",
                 f"{where}: the loss is {type(loss).__name__}",
-                "return the tensor, not .item()",
+                _SEVERAL_LOSSES
+                if isinstance(loss, Mapping | list | tuple)
+                else "return the loss itself, a scalar tensor (not None, and not .item())",
             )
         if loss.numel() != 1:
             raise UsageError(

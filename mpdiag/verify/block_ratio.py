@@ -58,21 +58,25 @@ def noise_band(timing: Timing) -> float | None:
     Either way, because what made it read high may make another arm read low.
     """
     interval = ratio_interval(block_ratios(timing.control, timing.arms[0]))
-    return None if interval is None else max(interval[1], 1 / interval[0]) - 1
+    return None if interval is None else _band(interval)
 
 
 def noise_of(timing: Timing) -> str | None:
     """Why no ratio of these blocks can be trusted: FP32 against itself is not surely within 5 % of 1."""
     ratios = block_ratios(timing.control, timing.arms[0])
-    interval, band = ratio_interval(ratios), noise_band(timing)
-    if interval is None or band is None:
+    interval = ratio_interval(ratios)
+    if interval is None:
         return "FP32 against itself has too few blocks to tell the machine's noise"
-    if band <= NOISY:
+    if _band(interval) <= NOISY:
         return None
     low, high = interval
     return (
         f"FP32 against itself reads x{geometric_mean(ratios):.3f} ({low:.3f} to {high:.3f}) here: too noisy to compare"
     )
+
+
+def _band(interval: tuple[float, float]) -> float:
+    return max(interval[1], 1 / interval[0]) - 1
 
 
 def judge(interval: tuple[float, float], noise: float = 0.0, narrow: float = NARROW) -> str:

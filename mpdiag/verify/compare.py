@@ -31,8 +31,9 @@ FIRST_LOSSES = 3  # ... one is not enough: with a last layer of zeros every seed
 
 NOT_FINITE = "not finite"
 CRASHED = "the run failed"
-NO_RUN_DIFFERED = "no run differed in this metric, but for failures: it may be too coarse to tell one"
-ONE_RUN = "one distinct run gives no interval: it takes --seeds 3 or more, and seeds that change something"
+NO_STEP_SEEN = "runs are equal or far apart in this metric: it may be too coarse to tell a small difference"
+ONE_SEED = "one seed gives no interval"  # what it takes is said once, among the next steps
+ONE_RUN = "all seeds gave one run, which gives no interval"
 
 Pairs = Sequence[tuple[Trial, Trial]]
 
@@ -125,7 +126,7 @@ def _quantity(
     elif margin is None or not all(map(math.isfinite, base)):
         reason = "the FP32 baseline is not finite"
     elif len(used) == 1:
-        difference, reason = other[0] - base[0], ONE_RUN
+        difference, reason = other[0] - base[0], ONE_SEED if len(pairs) == 1 else ONE_RUN
     else:
         differences = [c - b for b, c in zip(base, other, strict=True)]
         difference = statistics.fmean(differences)
@@ -136,7 +137,7 @@ def _quantity(
             needed = seeds_needed(judgement, margin)
             reason = _undecided(judgement, margin, needed)
         elif not exact and step is None and judgement.interval == (0.0, 0.0):
-            reason = NO_RUN_DIFFERED
+            reason = NO_STEP_SEEN
     return Comparison(
         quantity=name,
         unit="mean loss of the second half" if name == "loss" else "metric",

@@ -26,7 +26,8 @@ def _outcome(arm: str, about: Sequence[Comparison]) -> ControlOutcome:
     worst = [c for c in about if c.verdict == "worse"]
     worse = next((c for c in worst if not _crashed(c)), next(iter(worst), None))
     if worse is not None and _crashed(worse):
-        return ControlOutcome(arm, None, _told(worse))  # an operator without FP16 says nothing about accuracy
+        # an operator without FP16 says nothing about accuracy
+        return ControlOutcome(arm, None, worse.reason or CRASHED)
     if worse is not None and worse.difference is None:  # not finite: breakage is noticed, a small loss need not be
         return ControlOutcome(arm, None, _told(worse), broke=True)
     if worse is not None:

@@ -38,16 +38,17 @@ def cost_comparisons(costs: Costs, baseline: str, arms: Sequence[str]) -> list[C
     found = []
     for arm in arms:
         if arm != baseline:
-            found += [_time(costs, baseline, arm), _memory(costs, baseline, arm), _energy(costs, baseline, arm)]
+            found += [each(costs, baseline, arm) for each in (compare_step_times, _memory, _energy)]
     if costs.timing is None:
         return found
     timed = [each.arm for each in costs.timing.arms if each.step_time_ms is not None]
     others = [arm for arm in timed if arm not in (baseline, *REFERENCES)]
     pairs = [(reference, arm) for reference in REFERENCES if reference in timed for arm in others]
-    return [*found, *(_time(costs, *pair) for pair in ((baseline, costs.timing.control.arm), *pairs))]
+    return [*found, *(compare_step_times(costs, *pair) for pair in ((baseline, costs.timing.control.arm), *pairs))]
 
 
-def _time(costs: Costs, baseline: str, arm: str) -> Comparison:
+def compare_step_times(costs: Costs, baseline: str, arm: str) -> Comparison:
+    """Two timed arms by the blocks they took in turns; `difference` is their ratio, `reason` why nothing is told."""
     timing = costs.timing
     if timing is None:
         return _not_measured(STEP_TIME, baseline, arm, costs.timing_reason)
@@ -101,7 +102,9 @@ def _energy(costs: Costs, baseline: str, arm: str) -> Comparison:
     ratio = mine.joules_per_sample / theirs.joules_per_sample
     interval, reason = None, costs.shared
     if not mine.interval or not theirs.interval:
-        reason = reason or "one window an arm gives no interval"
+        fewest = min(mine.windows, theirs.windows)
+        windows = "one window an arm gives" if fewest == 1 else f"{fewest} windows an arm give"
+        reason = reason or f"{windows} no interval"
     elif mine.interval[0] <= 0 or theirs.interval[0] <= 0:  # Student's t knows no bound at 0
         reason = reason or "the windows scatter so widely that an interval reaches down to nothing"
     else:  # the arms' own intervals at their worst: wider than a paired one

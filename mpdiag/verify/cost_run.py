@@ -17,8 +17,10 @@ from mpdiag.costs.tensor_cores import Calibration
 from mpdiag.device.block import LEAD_IN_SECONDS
 from mpdiag.device.memory import CudaAllocator
 from mpdiag.errors import MpdiagError, safe_text
+from mpdiag.measure.ceiling import SECONDS as CEILINGS_SECONDS
 from mpdiag.measure.ceiling import measure_ceilings
 from mpdiag.measure.counters import counters_of_arm
+from mpdiag.measure.energy import SECONDS as LONG_WINDOW_SECONDS
 from mpdiag.measure.energy import energy_from, gpm_from, windows_of_arms
 from mpdiag.measure.fleet import ArmsTooLargeError, Fleet, open_fleet
 from mpdiag.measure.flops import flops_of
@@ -35,16 +37,14 @@ from mpdiag.training.precision import Precision
 from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, Arm, timed_arms
 from mpdiag.verify.batch_stage import largest_batches
 from mpdiag.verify.channels_last import told_by_its_arm
-from mpdiag.verify.costs_asked import CostsAsked as CostsAsked
+from mpdiag.verify.costs_asked import CostsAsked
 from mpdiag.verify.plan import Pace
 from mpdiag.verify.warm_up import that_fit, warm_up_seconds
 
 TIMING_SHARE, ENERGY_SHARE = 0.35, 0.35  # of what is left when their turn comes
 LEAST_TIMING_SECONDS = 3.0
 WINDOW_SECONDS = 2.1  # twenty ticks of the energy counter, the fewest that are worth a figure
-LONG_WINDOW_SECONDS = 5.0  # as measure/energy.py asks for where there is time
-CEILINGS_SECONDS = 8.0  # all six bodies; a clock needs most of a second of a product to settle at the power limit
-CEILINGS_SHARE = 0.2  # of what is left, where that is less; never under half of it
+CEILINGS_SHARE = 0.2  # of what is left, where that is less than CEILINGS_SECONDS; never under half of them
 TRACE_SECONDS = 4.0  # an arm, with the profiler's start
 COUNTERS_SECONDS = 60.0  # a process of its own that loads torch and the model, and steps once a counter
 CROWDED = 0.8  # of the card: memory children run beside the training only where all fit well
@@ -210,8 +210,9 @@ class CostRun:
 
     def _pipes_and_energy(self, fleet: Fleet, calibration: Calibration | None, report: Report) -> None:
         names = [name for name in self._unpaired() if name in fleet.usable]
-        rounds, seconds = self._windows(len(names))
-        why = self._cut("energy", REST_SECONDS + seconds * len(names) * rounds)
+        ready = sum(fleet.ready_seconds.get(name, 0.0) for name in names)
+        rounds, seconds = self._windows(len(names), ready)
+        why = self._cut("energy", REST_SECONDS + rounds * (ready + seconds * len(names)))
         if why is not None:
             self._keep(energy_reason=why, gpm_reason=why)
             return
@@ -222,11 +223,14 @@ class CostRun:
             energy=energy_from(windows), energy_reason=None, gpm=pipes, gpm_reason=reason, sharing=windows.sharing
         )
 
-    def _windows(self, arms: int) -> tuple[int, float]:
-        """(rounds, seconds a window): three rounds of long windows where there is time, else fewer, then shorter."""
+    def _windows(self, arms: int, ready_seconds: float) -> tuple[int, float]:
+        """(rounds, seconds a window): three rounds of long windows where there is time, else shorter, then fewer.
+
+        ready_seconds: what a round takes to build and warm up its arms.
+        """
         room = ENERGY_SHARE * self._left() - REST_SECONDS
         for rounds, seconds in ((3, LONG_WINDOW_SECONDS), (3, WINDOW_SECONDS)):
-            if arms * rounds * (seconds + LEAD_IN_SECONDS) <= room:
+            if rounds * (ready_seconds + arms * (seconds + LEAD_IN_SECONDS)) <= room:
                 return rounds, seconds
         return 1, WINDOW_SECONDS
 
@@ -239,7 +243,7 @@ class CostRun:
     def _kernels(self, fleet: Fleet, names: Sequence[str], report: Report) -> None:
         times = {each.arm: each.step_time_ms for each in (self._costs.timing.arms if self._costs.timing else ())}
         for name in names:
-            why = self._cut(f"kernels of {name}", TRACE_SECONDS)
+            why = self._cut(f"kernels of {name}", TRACE_SECONDS + fleet.ready_seconds.get(name, 0.0))
             if why is not None:
                 if not self._costs.kernels:
                     self._keep(kernels_reason=why)
@@ -263,7 +267,7 @@ class CostRun:
         why = costs.counters_reason or NOT_COUNTED.format(arms=", ".join(counted))
         found = [
             replace(
-                told_by_its_arm(each, costs.timing),
+                told_by_its_arm(each, costs),
                 ladder=ladder_of(each, pipes.get(each.arm), counted.get(each.arm), costs.flops, why, costs.gpm_reason),
             )
             for each in costs.kernels

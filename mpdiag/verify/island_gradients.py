@@ -55,7 +55,9 @@ def with_live_gradients(
     try:
         search.run(begun.keep_fp32 if begun else ())
     except OutOfTimeError:
-        search.reason = f"a gradient stays zero: the time budget of {budget_seconds:.3g} s ended"
+        found = search.enough is not None
+        what = "it is not shown that none can be left out" if found else "a gradient stays zero"
+        search.reason = f"{what}: the time budget of {budget_seconds:.3g} s ended"
     if search.enough is None:
         reason = search.reason or "a gradient stays zero with every module tried in FP32"
         none = plan_of_trial(trials.plain, trials, False, False, reason)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpdiag.settings import MIN_VERIFY_STEPS
+from mpdiag.settings import MIN_VERIFY_STEPS, SEEDS
 from mpdiag.training.precision import Precision
 from mpdiag.verify.arms import BASELINE, FP16, Arm
 
+EASY_STEPS = 4 * MIN_VERIFY_STEPS  # kept where a seed can go for them
+FEW_STEPS = 2 * MIN_VERIFY_STEPS  # ... and where fewer than three would remain: two seeds hardly give an interval
 CUT_FIRST = ("fp16-pure", "fp32-configured", "bf16", "fp16-unscaled")  # least needed for the answer first
 
 
@@ -50,6 +52,8 @@ def fit(
 ) -> Plan:
     """The largest plan within the budget: fewer steps first, then fewer seeds, then fewer arms.
 
+    Seeds beyond the third go before the steps fall below EASY_STEPS, the last three before they fall below FEW_STEPS.
+
     A plan of one seed with FP32 and FP16 at the fewest steps is kept even over budget: less says nothing.
     budget_words: for what is cut, where these seconds are only a part of the budget that was asked for.
     """
@@ -69,10 +73,10 @@ def fit(
         left = budget_seconds / count - sum(pace.besides(a.name, a.precision) for a in kept)
         if count > 1:  # the weights of the other seeds come from a model each
             left -= pace.build_seconds * (count - 1) / count
-        return max(0, int(left / seconds_a_step())) if seconds_a_step() else wanted_steps
+        return max(0, int(min(wanted_steps, left / seconds_a_step()))) if seconds_a_step() else wanted_steps
 
     steps = min(steps, affordable(seeds))
-    while steps < min(wanted_steps, 4 * MIN_VERIFY_STEPS) and seeds > 1:
+    while steps < min(wanted_steps, EASY_STEPS if seeds > SEEDS else FEW_STEPS) and seeds > 1:
         seeds -= 1
         steps = min(wanted_steps, affordable(seeds))
     for name in CUT_FIRST:

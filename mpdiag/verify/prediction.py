@@ -17,7 +17,7 @@ from mpdiag.formats import FP16
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import FP32_IEEE, Precision, emulated
 from mpdiag.training.session import open_session, total
-from mpdiag.verify.cascade import Rounding
+from mpdiag.verify.cascade.step import Rounding
 from mpdiag.verify.deadline import Deadline, short
 
 NOISE_SHARE = 1e-3
@@ -181,6 +181,7 @@ def _forecast(
         predicted_overflow=overflow,
         observed_overflow=beyond_fp32(_broken(fp16), _broken(fp32)),
         noise=fp32.noise_level or histogram.finite_nonzero - fp32.signal.finite_nonzero > NOISE_SHARE * elements,
+        energy_lost=histogram.energy_lost(FP16, k),
     )
 
 

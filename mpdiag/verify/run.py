@@ -25,7 +25,8 @@ from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
 from mpdiag.verify.compare import compare_arms
 from mpdiag.verify.controls import control_outcomes
 from mpdiag.verify.cost_ratios import cost_comparisons, with_costs
-from mpdiag.verify.cost_run import CostRun, CostsAsked
+from mpdiag.verify.cost_run import CostRun
+from mpdiag.verify.costs_asked import CostsAsked
 from mpdiag.verify.curve_band import curve_bands
 from mpdiag.verify.deadline import Deadline, left_of, short
 from mpdiag.verify.plan import Pace, Plan, fit
@@ -142,10 +143,7 @@ class VerificationRun:
         if self.device.type == "cuda" and not asked.costs:
             self.missing = "not asked for: --no-costs"
         while True:
-            self.cut[:] = [
-                *left_out,
-                *self._halved_note,
-            ]  # what a failed attempt cut is not true now
+            self.cut[:] = [*left_out, *self._halved_note]  # what a failed attempt cut is not true now
             try:
                 plan = self._train(arms, seed, steps, seeds, began, budget_seconds, measures, report)
                 break

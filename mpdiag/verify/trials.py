@@ -17,6 +17,7 @@ from mpdiag.verify.arms import BASELINE, Arm
 
 _COSTS = ("peak_memory_bytes", "step_time_ms", "tensor_core", "energy_joules_per_sample")
 _NEEDS_GPU = "needs a CUDA GPU; this run was on the CPU"
+_NO_EVALUATE = "the target defines no evaluate(model)"
 _COSTS_ONCE = "costs are measured once an arm, with the first seed"
 
 
@@ -40,7 +41,7 @@ def train_arm(
                     scales.append(math.log2(run.scaler.get_scale() or 2.0**-149))
                 on_step()
             if job.evaluate is None:
-                reasons["metric"] = "the target defines no evaluate(model)"
+                reasons["metric"] = _NO_EVALUATE
             else:
                 try:
                     metric = run.evaluate() or None  # a dict without an entry is no metric
@@ -53,8 +54,8 @@ def train_arm(
     except MpdiagError as failure:
         if arm.name == BASELINE or failure.slug == "out-of-memory":  # which says nothing about the precision
             raise
-        error = failure.message
-        reasons["metric"] = "the run failed"
+        error = failure.placed
+        reasons["metric"] = _NO_EVALUATE if job.evaluate is None else "the run failed"
     first = arm.precision.log2_scale
     skipped = None
     if arm.precision.log2_scale is not None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpdiag.advice.checks.optimizer_state import NOTHING_TRAINS
-from mpdiag.diagnosis import Advice, Comparison, Finding, Trial
+from mpdiag.diagnosis import Advice, Comparison, Finding, LossScaleAdvice, Trial
 from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN
 from mpdiag.verify.compare import NOT_FINITE
 
 PASSED = {"equivalent": "equals FP32", "noninferior": "is not worse than FP32"}
 """The states in which an arm may be trained in, and how the sentence says it."""
 
+TELL_HOW = ("MP303", "MP305", "MP502")
+"""Errors whose remedy mends an arm that raises; MP304's may, where it has the line, and MP607's names nothing."""
+
+FIRM_SEEDS = 5  # fewer are a smoke test (README, "How verification judges"): the power of a paired test of equivalence
 NAMED = 4  # modules in the verdict's sentence; the plan has all
 _COSTS = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")
 
@@ -45,37 +49,101 @@ def _nothing_trains(advice: Advice) -> Finding | None:
 def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> tuple[str, str]:
     half, brain, planned = (_state(arm, comparisons) for arm in (FP16, BF16, FP16_PLAN))
     errors = [f for f in advice.findings if f.severity == "error"]
-    how, beside = _horizon(FP16, trials), _horizon(BF16, trials)
+    how = _horizon(FP16, trials)
     emulation = " (emulated CUDA policy)" if any(t.emulated for t in trials) else ""
     islands = _islands(advice) if planned in PASSED else None
     if half in PASSED:
+        over = _shown(FP16, trials, comparisons)
         if errors:
             cure = f": keep {islands} in FP32, which {PASSED[planned]} too" if islands else ""
             return (
                 "go-with-changes",
-                f"FP16{emulation} {PASSED[half]} {how}, but {errors[0].code} has to be mended first{cure}",
+                f"FP16{emulation} {PASSED[half]} {over}, but {errors[0].code} has to be mended first{cure}",
             )
         gain = _gain(FP16, comparisons)
-        return "go", f"FP16{emulation} with the recommended loss scale {PASSED[half]} {how}{gain}"
+        if _no_half(advice.loss_scale) and _bit_identical(FP16, trials):
+            return (
+                "go",
+                f"autocast changes nothing here{emulation}: no gradient is FP16 under it, and every loss of the FP16 "
+                f"runs is bit-identical to FP32's {over}{gain}",
+            )
+        return "go", f"FP16{emulation} {_scaled(advice.loss_scale)} {PASSED[half]} {over}{gain}"
     why = _why(FP16, comparisons)
     if islands:
         gain, bare = _gain(FP16_PLAN, comparisons), "worse" if half == "worse" else "undecided"
+        over = _shown(FP16_PLAN, trials, comparisons)
         return (
             "go-with-changes",
-            f"keep {islands} in FP32: then FP16{emulation} {PASSED[planned]} {_horizon(FP16_PLAN, trials)}{gain}; "
-            f"as it is, it is {bare} ({why})",
+            f"keep {islands} in FP32: then FP16{emulation} {PASSED[planned]} {over}{gain}; as it is, "
+            f"it is {bare} ({why})",
         )
     if half == "worse":
+        raised = _raised(FP16, trials)
+        mend = _mending(errors) if raised else ""
         if brain in PASSED:
-            return (
-                "go-with-changes",
-                f"train in BF16, which {PASSED[brain]} {beside}; FP16{emulation} is worse ({why})",
-            )
+            other = f"raises {raised}" + (f": mend {mend} for it" if mend else "") if raised else f"is worse ({why})"
+            over = _shown(BF16, trials, comparisons)
+            return "go-with-changes", f"train in BF16, which {PASSED[brain]} {over}; FP16{emulation} {other}"
+        if raised:
+            return _stopped(f"FP16{emulation}", raised, mend, _raised(BF16, trials), brain, advice)
         if brain == "worse":
             return "no-go", f"neither FP16{emulation} nor BF16 keeps up with FP32 {how} ({why})"
         return "inconclusive", f"FP16{emulation} falls behind FP32 {how} ({why}); BF16 is undecided"
     other = f". BF16 {PASSED[brain]}" if brain in PASSED else ""
     return "inconclusive", f"FP16{emulation} against FP32 {how} is undecided: {why}{other}"
+
+
+def _stopped(half: str, raised: str, mend: str, brain_raised: str, brain: str, advice: Advice) -> tuple[str, str]:
+    """Where FP16 raises and BF16 is no way out: nothing was judged, so no word on steps and seeds."""
+    if mend:
+        return "go-with-changes", f"{half} raises: mend {mend}, then scan again ({raised})"
+    told = f"{half} raises {raised}"
+    missing = any(f.code == "MP304" and f.severity == "info" for f in advice.findings)
+    if missing:  # the CPU has no such operator: says nothing about the GPU
+        return "inconclusive", f"{told}; this CPU cannot emulate it, and a CUDA GPU may well run it"
+    if brain == "worse":
+        return "no-go", f"{told}; BF16 " + ("raises too" if brain_raised else "falls behind FP32")
+    return "inconclusive", f"{told}; BF16 is undecided"
+
+
+def _mending(errors: Sequence[Finding]) -> str:
+    """The codes of the findings that say how to mend what raises; empty where none does."""
+    known = [f.code for f in errors if f.code in TELL_HOW]
+    return ", ".join(dict.fromkeys(known or [f.code for f in errors if f.code == "MP304" and f.source]))
+
+
+def _raised(arm: str, trials: Sequence[Trial]) -> str:
+    """Where the first run of an arm that raised did so, and with what; empty where none did."""
+    first = next((t for t in trials if t.arm == arm and t.error), None)
+    return f"at step {first.steps + 1}: {first.error}" if first else ""
+
+
+def _scaled(scale: LossScaleAdvice) -> str:
+    if scale.log2_scale is not None and scale.mode != "none":
+        return "with the recommended loss scale"
+    if scale.log2_scale is None and scale.upper_log2 is not None:
+        return f"with a loss scale that starts at 2^{scale.upper_log2}, for none serves all,"
+    return "without a loss scale"
+
+
+def _no_half(scale: LossScaleAdvice) -> bool:
+    """Whether no FP16 gradient was seen, so that there was nothing to choose a loss scale for."""
+    return scale.log2_scale is None and scale.lower_log2 is None and scale.upper_log2 is None
+
+
+def _bit_identical(arm: str, trials: Sequence[Trial]) -> bool:
+    """Whether an arm's losses equal the baseline's to the last bit, in every seed."""
+    losses = {(t.arm, t.seed): t.losses for t in trials}
+    seeds = {t.seed for t in trials if t.arm == arm}
+    return bool(seeds) and all(losses[arm, s] and losses[arm, s] == losses.get((BASELINE, s)) for s in seeds)
+
+
+def _shown(arm: str, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> str:
+    """The horizon of what passed, and that few seeds are a smoke test; twins of one run count once."""
+    seeds = {t.seed for t in trials if t.arm == arm}
+    distinct = min([len(seeds), *(c.seeds for c in _judged(arm, comparisons))])
+    smoke = " (a smoke test: five seeds make a verdict)" if distinct < FIRM_SEEDS else ""
+    return f"{_horizon(arm, trials)}{smoke}"
 
 
 def _islands(advice: Advice) -> str:

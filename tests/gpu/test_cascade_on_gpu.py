@@ -12,8 +12,8 @@ from mpdiag.capture.autocast_types import observe
 from mpdiag.device.precision_settings import fp32_products
 from mpdiag.diagnosis import TensorKind
 from mpdiag.target import load_job
-from mpdiag.verify.cascade_attention import ROUNDED, attention, kernel_rounding
-from mpdiag.verify.cascade_recurrent import unrolled
+from mpdiag.verify.cascade.fused_attention import ROUNDED, attention, kernel_rounding
+from mpdiag.verify.cascade.recurrent import unrolled
 from mpdiag.verify.prediction import compare_with_fp16
 
 pytestmark = pytest.mark.gpu

@@ -20,7 +20,6 @@ from mpdiag.advice.checks.gradients import (
     GradientSubnormal,
     GradientUnderflow,
     RangeConflict,
-    UpdateStagnation,
 )
 from mpdiag.advice.checks.loop_code import (
     BackwardInAutocast,
@@ -41,7 +40,13 @@ from mpdiag.advice.checks.operations import (
     SumOverflow,
 )
 from mpdiag.advice.checks.operators import AutocastFails, BceUnsafe, LossInHalf, MustStayFp32
-from mpdiag.advice.checks.optimizer_state import BetaRoundsToOne, EpsOfOptimizer, NothingTrains, SecondMomentUnderflow
+from mpdiag.advice.checks.optimizer_state import (
+    BetaRoundsToOne,
+    EpsOfOptimizer,
+    NothingTrains,
+    SecondMomentUnderflow,
+    UpdateStagnation,
+)
 from mpdiag.advice.checks.own_scaler import ClippedWhileScaled, MixedScales
 from mpdiag.advice.checks.performance import (
     LatencyBound,

@@ -67,7 +67,8 @@ class NonfiniteInHalf(Check):
     before its scaling, a sum over many elements, an additive mask of -1e9. Divided by, an infinity leaves zeros.
 
     Threshold: one non-finite element in the first batch and none in FP32, or nothing but zeros where FP32 has others.
-    Only the first module is named: what follows inherits it. The loss, where only the loss is not finite.
+    Only the first module is named: what follows inherits it. The loss, where only the loss is not finite and the
+    FP32 loss of that batch is.
 
     Remedy: compute that part in FP32, or use torch's own layer_norm, rms_norm or scaled_dot_product_attention.
 
@@ -104,7 +105,8 @@ class NonfiniteInHalf(Check):
                 table.source,
             )
             return
-        if capture.amp_loss_finite is False:
+        in_fp32 = capture.losses[:1]  # of the batch that the FP16 iteration had
+        if capture.amp_loss_finite is False and in_fp32 and math.isfinite(in_fp32[0]):
             yield self.finding(
                 "error",
                 "the loss",

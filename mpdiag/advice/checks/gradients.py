@@ -1,4 +1,4 @@
-"""MP2xx: gradients, the loss scale and the update."""
+"""MP201 to MP204 and MP206: gradients and the loss scale."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, number
-from mpdiag.advice.checks.stored_types import KEEP_FP32
 from mpdiag.advice.loss_scale import DEFAULT_INIT_LOG2
 from mpdiag.advice.scale_window import NEGLIGIBLE_ENERGY, fp16_gradients
-from mpdiag.diagnosis import BF16_SNIPPET, Capture, Finding, LossScaleAdvice, TensorKind, TensorTable
+from mpdiag.diagnosis import BF16_SNIPPET, Capture, Finding, LossScaleAdvice, TensorTable
 from mpdiag.finding import Certainty
 from mpdiag.formats import FP16
 
@@ -184,58 +183,12 @@ class RangeConflict(Check):
             "error",
             "loss scale",
             f"a scale of 2^{lower} or more is needed for {small}, and 2^{upper} is the most for {large}",
-            f"train in BF16, keep the modules at one end in FP32, or give each end a scale of its own: 2^{upper} and "
-            f"2^{lower}, by a hook between them that multiplies the gradient by 2^{lower - upper}; unscale each by its"
-            " own",
+            f"train in BF16, keep the modules at one end in FP32, or give each end a scale of its own, 2^{lower} and "
+            f"2^{upper}: a hook between them multiplies the gradient by 2^{lower - upper}, or divides it where the "
+            "small gradients are nearer the loss; unscale each by its own",
             {"lower_log2": lower, "upper_log2": upper, "limit": 2.0**upper},
             'with torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = compute_loss(model, batch)\n',
         )
-
-
-class UpdateStagnation(Check):
-    """Updates too small to move a weight stored in 16 bits.
-
-    Why it is bad: w + dw rounds back to w when |dw| is below half a unit in w's last place, so a model stored in
-    FP16 stops learning; in the paper that cost 80 % of the accuracy.
-
-    Threshold: 10 % of the updates. For FP32 weights this is information: keep them FP32 (autocast does).
-    For weights that are 16-bit already: warning, from 50 % on an error.
-
-    Remedy: FP32 master weights: do not call `model.half()`; let autocast cast.
-
-    Source: Micikevicius et al., arXiv 1710.03740, section 3.1 and figure 2a.
-    """
-
-    code: ClassVar[str] = "MP205"
-    name: ClassVar[str] = "update-stagnation"
-    certainty: ClassVar[Certainty] = Certainty.FORETOLD
-
-    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
-        """At most one for each type the weights are stored in."""
-        updates = [t for t in capture.of_kind(TensorKind.WEIGHT_UPDATE) if t.stagnant]
-        for dtype, fmt in (("float32", "FP16"), ("float16", "FP16"), ("bfloat16", "BF16")):
-            tables = [t for t in updates if t.dtype == dtype]
-            elements = sum(t.elements for t in tables)
-            if not elements:
-                continue
-            lost = sum((t.stagnant or {})[fmt] * t.elements for t in tables) / elements
-            if lost <= 0.1:
-                continue
-            already = dtype != "float32"
-            worst = max(tables, key=lambda t: (t.stagnant or {})[fmt])
-            yield self.finding(
-                ("error" if lost > 0.5 else "warning") if already else "info",
-                worst.name,
-                f"{lost * 100:.0f} % of the updates {'vanish in the' if already else 'would vanish in'} {fmt} weights"
-                f" ({(worst.stagnant or {})[fmt] * 100:.0f} % of {worst.name}'s)",
-                "store the weights in FP32 and let autocast cast them"
-                if already
-                else "keep FP32 master weights: use autocast, not model.half()",
-                {"stagnant": lost, "limit": 0.1},
-                KEEP_FP32,
-                worst.source,
-                Certainty.MEASURED if already else None,
-            )
 
 
 class GradientSubnormal(Check):

@@ -16,6 +16,9 @@ _SENSITIVE = re.compile(r"softmax|norm|loss", re.IGNORECASE)
 _FP32_INSIDE = re.compile(r"(Batch|Instance|SyncBatch)Norm\dd?|SyncBatchNorm|Normalize")
 # torch's batch and instance norms keep FP32 statistics whatever the type of their input
 _TORCH_NORM = re.compile(r"(Batch|Instance|Layer|Group|RMS)Norm(\dd)?|LocalResponseNorm")
+_LINE = re.compile(r", at (\S.*:\d+)$")  # as MpdiagError.placed ends
+_TOO_LARGE = "cannot be converted to type c10::Half without overflow"  # torch's words for a constant beyond FP16
+_MASK = "for a mask torch.finfo(scores.dtype).min (MP305, which `--depth ops` shows)"
 _NO_HALF_HERE = ("not implemented for 'Half'", "Unsupported dtype Half")
 
 
@@ -133,7 +136,8 @@ class AutocastFails(Check):
 
     Threshold: none; it raised.
 
-    Remedy: an FP32 island around the operator that is named, or `torch.amp.custom_fwd` on a custom function.
+    Remedy: an FP32 island around the line that is named, or `torch.amp.custom_fwd` on a custom function. `--depth ops`
+    names the operator and the types it was given; a constant beyond FP16, such as a mask's -1e9, is MP305.
 
     Source: the run itself; its error is the evidence.
     """
@@ -156,11 +160,20 @@ class AutocastFails(Check):
                 "mpdiag scan model.py --device cuda\n",
             )
         elif capture.amp_error and "binary_cross_entropy" not in capture.amp_error:
+            line = _LINE.search(capture.amp_error)
+            remedy = f"mend {line[1] if line else 'what the error names'}, or put an FP32 island around it"
+            if capture.operations is None:
+                remedy += "; `--depth ops` names the operator and its types"
+            if _TOO_LARGE in capture.amp_error:
+                remedy = f"write a smaller constant at {line[1] if line else 'the line that raises'}; " + _MASK
             yield self.finding(
                 "error",
                 "the forward pass",
                 f"an FP16 autocast iteration fails: {capture.amp_error}",
-                "put an FP32 island around the operator that the error names",
+                remedy,
                 {"error": capture.amp_error},
-                'with torch.autocast("cuda", enabled=False):\n    y = op(x.float())\n',
+                'with torch.autocast("cuda", enabled=False):\n    y = op(x.float())\n'
+                if _TOO_LARGE not in capture.amp_error
+                else "scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)\n",
+                line[1] if line else None,
             )

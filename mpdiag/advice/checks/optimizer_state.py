@@ -1,4 +1,4 @@
-"""MP506 to MP508: what an optimizer computes with in 16 bits. MP518: it moves nothing, in any precision."""
+"""MP205: updates that 16 bits swallow. MP506 to MP508: an optimizer's state in 16 bits. MP518: nothing moves at all."""
 
 from __future__ import annotations
 
@@ -16,6 +16,52 @@ from mpdiag.loop import HALF
 _LOST_BY_FEW = 0.05  # of the gradients' elements: the 5 % of the paper's figure 2b, the least it calls relevant
 
 NOTHING_TRAINS = "MP518"  # the verdict asks for it by its code
+
+
+class UpdateStagnation(Check):
+    """Updates too small to move a weight stored in 16 bits.
+
+    Why it is bad: w + dw rounds back to w when |dw| is below half a unit in w's last place, so a model stored in
+    FP16 stops learning; in the paper that cost 80 % of the accuracy.
+
+    Threshold: 10 % of the updates. For FP32 weights this is information: keep them FP32 (autocast does).
+    For weights that are 16-bit already: warning, from 50 % on an error.
+
+    Remedy: FP32 master weights: do not call `model.half()`; let autocast cast.
+
+    Source: Micikevicius et al., arXiv 1710.03740, section 3.1 and figure 2a.
+    """
+
+    code: ClassVar[str] = "MP205"
+    name: ClassVar[str] = "update-stagnation"
+    certainty: ClassVar[Certainty] = Certainty.FORETOLD
+
+    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
+        """At most one for each type the weights are stored in."""
+        updates = [t for t in capture.of_kind(TensorKind.WEIGHT_UPDATE) if t.stagnant]
+        for dtype, fmt in (("float32", "FP16"), ("float16", "FP16"), ("bfloat16", "BF16")):
+            tables = [t for t in updates if t.dtype == dtype]
+            elements = sum(t.elements for t in tables)
+            if not elements:
+                continue
+            lost = sum((t.stagnant or {})[fmt] * t.elements for t in tables) / elements
+            if lost <= 0.1:
+                continue
+            already = dtype != "float32"
+            worst = max(tables, key=lambda t: (t.stagnant or {})[fmt])
+            yield self.finding(
+                ("error" if lost > 0.5 else "warning") if already else "info",
+                worst.name,
+                f"{lost * 100:.0f} % of the updates {'vanish in the' if already else 'would vanish in'} {fmt} weights"
+                f" ({(worst.stagnant or {})[fmt] * 100:.0f} % of {worst.name}'s)",
+                "store the weights in FP32 and let autocast cast them"
+                if already
+                else "keep FP32 master weights: use autocast, not model.half()",
+                {"stagnant": lost, "limit": 0.1},
+                KEEP_FP32,
+                worst.source,
+                Certainty.MEASURED if already else None,
+            )
 
 
 class EpsOfOptimizer(Check):

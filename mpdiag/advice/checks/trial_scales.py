@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import ClassVar
 
@@ -53,7 +53,8 @@ class SkipRate(TrialCheck):
         yield self.finding(
             "error" if skips / steps > 0.1 else "warning",
             "GradScaler",
-            f"{skips} of {steps} steps after the first {WARM_UP} were skipped, and the scale grew {growths} times",
+            f"{skips} of {steps} steps after the first {WARM_UP} of each seed were skipped, and the scale grew "
+            f"{growths} times",
             f"start lower (2^{lower}), let the scale grow more rarely, check the learning rate",
             {"skipped": skips, "steps": steps, "share": skips / steps, "limit": 0.01},
             f"torch.amp.GradScaler(init_scale=2.0**{lower}, growth_interval=10_000)\n",
@@ -67,10 +68,10 @@ class ScaleCollapse(TrialCheck):
     pass, or a NaN; in the end the scale is zero and nothing trains.
 
     Threshold: warning where the scale ends below 1; error at 2^-10 or less, or after 10 halvings in a row beyond the
-    start.
+    start. A run that starts below 1, as large gradients want it, is measured from its start instead of 1.
 
     Remedy: look for the infinity in the forward pass (MP101, MP102, `--depth ops`); BF16; stop a run whose scale is
-    below 1.
+    below that.
 
     Source: torch.amp.GradScaler; fairseq stops at 1e-4, DeepSpeed at 1.
     """
@@ -84,18 +85,20 @@ class ScaleCollapse(TrialCheck):
         runs = [trial for trial in advised(verification) if trial.loss_scales_log2]
         if not runs:
             return
-        worst = min(runs, key=_final)
-        final, halvings = _final(worst), max(_halvings(worst.loss_scales_log2 or ()) for worst in runs)
-        gone = final <= COLLAPSED_LOG2 or halvings >= HALVINGS
-        if gone or final < 0:
+        worst = min(runs, key=lambda trial: _final(trial) - _floor(trial))
+        final, floor = _final(worst), _floor(worst)
+        halvings = max(map(_halvings, runs))
+        gone = final <= floor + COLLAPSED_LOG2 or halvings >= HALVINGS
+        if gone or final < floor:
+            lowest = f"2.0**{floor:g}" if floor else "1"
             row = f", after {halvings} halvings in a row" if halvings > 1 else ""
             yield self.finding(
                 "error" if gone else "warning",
                 "GradScaler",
                 f"the loss scale ends at 2^{final:g} with seed {worst.seed}{row}: smaller gradients do not help",
                 "find what is infinite in the forward pass, or train in BF16",
-                {"final_log2_scale": final, "halvings": halvings, "limit": 0},
-                "if scaler.get_scale() < 1:\n    raise RuntimeError('the loss scale collapsed')\n",
+                {"final_log2_scale": final, "halvings": halvings, "limit": floor},
+                f"if scaler.get_scale() < {lowest}:\n    raise RuntimeError('the loss scale collapsed')\n",
             )
 
 
@@ -103,12 +106,18 @@ def _final(trial: Trial) -> float:
     return (trial.loss_scales_log2 or (0.0,))[-1]
 
 
-def _halvings(scales: Sequence[float]) -> int:
-    """The longest row of halvings, without one that ends within the warm-up and at 1 or more."""
+def _floor(trial: Trial) -> float:
+    """log2 of the scale that a healthy run does not fall below: 1, or where it started if that is less."""
+    return min(0.0, (trial.loss_scales_log2 or (0.0,))[0])
+
+
+def _halvings(trial: Trial) -> int:
+    """The longest row of halvings, without one that ends within the warm-up and at the floor or more."""
+    scales, floor = trial.loss_scales_log2 or (), _floor(trial)
     longest = row = 0
     for step in range(1, len(scales)):
         row = row + 1 if scales[step] < scales[step - 1] else 0
-        if step >= WARM_UP or scales[step] < 0:
+        if step >= WARM_UP or scales[step] < floor:
             longest = max(longest, row)
     return longest
 

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import TrialCheck, island, number, owner
+from mpdiag.advice.scale_window import NEGLIGIBLE_ENERGY
 from mpdiag.diagnosis import Advice, Finding, TensorKind, Trial, Verification
 from mpdiag.finding import Certainty
+from mpdiag.foretold import TensorForecast
 
+_AS_FORETOLD = 0.05  # of the elements; beyond it something upstream was lost, of which the counts know no energy
 ARMS = ("fp16-plan", "fp16")  # the arms that train as mpdiag advises, the one with FP32 islands first
 BASELINE, UNSCALED = "fp32", "fp16-unscaled"
 
@@ -26,7 +29,8 @@ class DeadLayerGradient(TrialCheck):
     Why it is bad: the layer learns nothing, and no message says so.
 
     Threshold: more than half of the elements that are not zero in FP32 are zero in FP16 (warning); all but a thousandth
-    (error). Gradients that are mathematically zero do not count.
+    (error). Gradients that are mathematically zero do not count, nor those whose small elements alone are lost, with
+    less of the squared norm than FP16's own rounding changes.
 
     Remedy: a higher loss scale where the window allows one, or the layer in FP32.
 
@@ -45,6 +49,7 @@ class DeadLayerGradient(TrialCheck):
             t
             for t in (verification.prediction.tensors if verification.prediction else ())
             if t.kind in kinds and t.comparable and t.log2_scale == scale and t.observed_underflow > 0.5
+            if not _harmless(t)
         ]
         if not dead:
             return
@@ -67,6 +72,12 @@ class DeadLayerGradient(TrialCheck):
             },
             island(owner(worst.name) if worst.kind == TensorKind.WEIGHT_GRADIENT else worst.name),
         )
+
+
+def _harmless(t: TensorForecast) -> bool:
+    """Whether what is zero is what the counts foretold, and that next to nothing of the squared norm."""
+    as_foretold = t.observed_underflow <= t.predicted_underflow + _AS_FORETOLD
+    return as_foretold and t.energy_lost is not None and t.energy_lost <= NEGLIGIBLE_ENERGY
 
 
 class PredictionMissed(TrialCheck):
@@ -140,7 +151,7 @@ class NonfiniteTraining(TrialCheck):
         if not broken:
             return
         first = broken[0]
-        step = next(i for i, loss in enumerate(first.losses) if not math.isfinite(loss))
+        step = next(i for i, loss in enumerate(first.losses, 1) if not math.isfinite(loss))
         last = not math.isfinite(first.losses[-1])
         unscaled = [t for t in verification.trials if t.arm == UNSCALED and t.seed in sound]
         hopeless = any(not all(map(math.isfinite, t.losses)) for t in unscaled)
@@ -162,7 +173,7 @@ class TrainingFails(TrialCheck):
 
     Threshold: none; it raised. Where the first iteration raises already, MP303, MP304 or MP502 say so.
 
-    Remedy: what the error says; an FP32 island around the operator that it names.
+    Remedy: what the error says; an FP32 island around the line that it names.
 
     Source: the run itself; its error is the evidence.
     """
@@ -181,7 +192,7 @@ class TrainingFails(TrialCheck):
                 "error",
                 "the training",
                 f"FP16 training fails after {first.steps} steps: {first.error}",
-                "put an FP32 island around the operator that the error names",
+                "mend the line that the error names, or put an FP32 island around it",
                 {"error": first.error, "steps": first.steps, "seeds": len(failed)},
                 'with torch.autocast("cuda", enabled=False):\n    y = op(x.float())\n',
             )

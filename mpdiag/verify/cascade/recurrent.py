@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mpdiag.verify.cascade_rounding import cast, store, to_half
+from mpdiag.verify.cascade.rounding import cast, store, to_half
 
 KINDS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 STEPS_AT_MOST = 8192

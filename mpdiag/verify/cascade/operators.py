@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from mpdiag.training.autocast_lists import installed
-from mpdiag.verify.cascade_attention import attention, kernel_rounding
-from mpdiag.verify.cascade_recurrent import KINDS, unrolled
-from mpdiag.verify.cascade_rounding import cast, store
-from mpdiag.verify.cascade_types import HalfTensors
+from mpdiag.verify.cascade.fused_attention import attention, kernel_rounding
+from mpdiag.verify.cascade.half_tensors import HalfTensors
+from mpdiag.verify.cascade.recurrent import KINDS, unrolled
+from mpdiag.verify.cascade.rounding import cast, store
 
 _ATTENTION, _LOSS = "scaled_dot_product_attention", "cross_entropy"
 _LOOKED_INTO = frozenset({"multi_head_attention_forward", "backward", "grad"})

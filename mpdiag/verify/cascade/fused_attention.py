@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mpdiag.verify.cascade_rounding import to_half
+from mpdiag.verify.cascade.rounding import to_half
 
 WITH_SCALE, WITHOUT_SCALE = "with_scale", "without_scale"
 ROUNDED = {0: None, 1: WITHOUT_SCALE, 2: WITH_SCALE, 3: WITH_SCALE}
@@ -133,10 +133,17 @@ def attention(
     """F.scaled_dot_product_attention of FP32 tensors (..., length, width), with its arguments and its meaning.
 
     rounded: WITH_SCALE or WITHOUT_SCALE, as `kernel_rounding` says: P and dS are rounded to FP16, dS with a loss scale
-    of 2^log2_scale on it; None: nothing is. seed: of dropout; None: drawn from the device's generator if there is any.
+    of 2^log2_scale on it; None: nothing is. seed: of dropout; None: one is drawn, and the device's generator left where
+    torch's function would leave it.
     """
-    if attn_mask is not None and is_causal:  # torch's own words for it
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
+    own = functional.scaled_dot_product_attention
+    if attn_mask is not None and is_causal:  # torch refuses it, or knows what it means
+        return own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if dropout_p and seed is None:
+        with torch.random.fork_rng([query.device] if query.is_cuda else []):
+            seed = int(torch.randint(2**62, (), device=query.device))
+        with torch.no_grad():  # for its draws: what comes after it has to find the generator as it would have
+            own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
@@ -146,8 +153,6 @@ def attention(
     if not lead:
         q, k, v = (t.unsqueeze(0) for t in (q, k, v))
         mask = None if mask is None else mask.unsqueeze(0)
-    if dropout_p and seed is None:
-        seed = int(torch.randint(2**62, (), device=query.device))  # torch's kernels draw from the same generator
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     setting = _Setting(factor, is_causal, dropout_p, seed or 0, rounded, log2_scale)
     result: torch.Tensor = _Attention.apply(q, k, v, mask, setting)  # type: ignore[no-untyped-call] # torch's

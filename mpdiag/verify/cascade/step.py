@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from mpdiag.capture.modules import ModuleWatch
-from mpdiag.verify.cascade_operators import Operators
-from mpdiag.verify.cascade_regions import users_regions
-from mpdiag.verify.cascade_rounding import store
-from mpdiag.verify.cascade_types import HalfTensors
+from mpdiag.verify.cascade.half_tensors import HalfTensors
+from mpdiag.verify.cascade.operators import Operators
+from mpdiag.verify.cascade.regions import users_regions
+from mpdiag.verify.cascade.rounding import store
 
 
 @dataclass(frozen=True)
