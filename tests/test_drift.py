@@ -152,6 +152,14 @@ def test_a_window_that_moves_away_is_followed_by_doubling_in_time():
     assert (scale.log2_scale, scale.mode, scale.growth_interval) == (4, "dynamic", 2000 // 11)
 
 
+def test_a_capture_that_ended_within_the_first_stretch_with_a_gradient_is_advised_on_as_a_whole():
+    silent, later = stretch(-10, 0, 0), stretch(-10, 0, 500)
+    nothing = replace(silent[1], tables=(replace(silent[1].tables[0], abs_max=None, abs_max_by_step=()),))
+    alone = advise(later[1]).loss_scale
+    assert advise(later[1], [(silent[0], nothing)]).loss_scale == alone
+    assert alone.log2_scale is not None
+
+
 def test_what_a_later_stretch_loses_is_not_hidden_by_the_first():
     parts = [stretch(-10, 0, 0), stretch(-30, -29, 500)]
     lost = advise(together(parts), parts).loss_scale

@@ -19,6 +19,11 @@ def test_the_drift_is_one_line_with_a_window_for_each_point():
     assert drift_lines((window(0, 2, 14), window(50, 4, 16))) == [("drift", "step 0: 2^2..2^14, step 50: 2^4..2^16")]
 
 
+def test_a_point_without_a_gradient_beside_others_is_said_to_have_none():
+    ((_, text),) = drift_lines((window(0, None, None), window(50, 4, 16)))
+    assert text == "step 0: no FP16 gradient, step 50: 2^4..2^16"
+
+
 def test_points_whose_windows_have_nothing_in_common_are_said_to_need_a_moving_scale():
     ((_, text),) = drift_lines((window(0, 2, 5), window(50, 7, 9)))
     assert text.endswith("; no overlap; the scale has to move, as dynamic scaling does")

@@ -38,20 +38,19 @@ def recommend(capture: Capture, parts: Sequence[Part] = ()) -> LossScaleAdvice:
     if not tables:
         reason = "no gradient that is FP16 under autocast was seen"
         return LossScaleAdvice(None, "none", None, None, {}, None, None, None, None, None, reason)
-    stretches = [(list(steps), seen) for steps, seen in parts] or [(list(range(capture.steps)), capture)]
+    # where a scan ended early, the only stretch that is whole may have no gradient
+    told = [(list(steps), seen) for steps, seen in parts if fp16_gradients(seen)]
+    stretches = told or [(list(range(capture.first_step, capture.first_step + capture.steps)), capture)]
     known = [(steps, found) for steps, seen in stretches if (found := window_of(seen)) is not None]
-    window, reason, interval = _together(known, capture.steps)
-    longest = max(seen.steps for _, seen in stretches)
-    chosen, mode = (None, "none") if window.empty else _choose(window, longest)
+    window, reason, moves = _together(known, capture.steps)
+    chosen, mode = (None, "none") if window.empty else _choose(window, max(seen.steps for _, seen in stretches))
+    interval = 4 * DEFAULT_GROWTH_INTERVAL if window.octaves < NARROW_OCTAVES else DEFAULT_GROWTH_INTERVAL
     if chosen is None:
         reason = f"no scale serves all: 2^{window.lower} or more is needed, 2^{window.upper} or less is possible"
-    elif interval is not None:
-        mode = "dynamic"  # the window leaves the scale behind
+    elif moves:
+        mode, interval = "dynamic", _interval(known, chosen)  # the window leaves the scale behind
     elif mode == "none":
         reason = f"nothing that matters is lost at scale 1 ({reason})"
-    if interval is None:
-        narrow = window.octaves < NARROW_OCTAVES
-        interval = 4 * DEFAULT_GROWTH_INTERVAL if narrow else DEFAULT_GROWTH_INTERVAL
     pooled = sum((t.signal for t in tables), ExponentHistogram())
     snippet = _snippet(chosen, mode, interval)
     return LossScaleAdvice(
@@ -74,11 +73,11 @@ def recommend(capture: Capture, parts: Sequence[Part] = ()) -> LossScaleAdvice:
     )
 
 
-def _together(known: Sequence[tuple[list[int], Window]], steps: int) -> tuple[Window, str, int | None]:
-    """The window to choose from, why, and the growth interval where the scale has to move with the training."""
+def _together(known: Sequence[tuple[list[int], Window]], steps: int) -> tuple[Window, str, bool]:
+    """The window to choose from, why, and whether the scale has to move with the training."""
     conflict = next((window for _, window in known if window.empty), None)
     if conflict is not None:
-        return conflict, "", None
+        return conflict, "", False
     first_steps, first = known[0]
     window = common([found for _, found in known])
     if not window.empty:
@@ -89,13 +88,12 @@ def _together(known: Sequence[tuple[list[int], Window]], steps: int) -> tuple[Wi
                 f"2^{window.upper} loses elements only below FP16's own rounding error; "
                 f"by count alone it would be 2^{window.by_count}"
             )
-        return window, reason, None
+        return window, reason, False
     reason = (
         f"window 2^{first.lower}..2^{first.upper} from step {first_steps[0]} on; later it lies elsewhere, and no one "
         f"scale serves all that was seen"
     )
-    chosen, _ = _choose(first, len(first_steps))
-    return first, reason, _interval(known, chosen)
+    return first, reason, True
 
 
 def _interval(known: Sequence[tuple[list[int], Window]], chosen: int) -> int:

@@ -76,7 +76,11 @@ def plan_scale_lines(advice: Advice) -> list[tuple[str, str]]:
 def drift_lines(windows: tuple[WindowAt, ...], log2_scale: int | None = None) -> list[tuple[str, str]]:
     """How the window moves as training goes on. log2_scale: the scale recommended, None where it is none."""
     known = [w for w in windows if w.lower_log2 is not None]
-    text = ", ".join(f"step {w.first_step}: 2^{w.lower_log2}..2^{w.upper_log2}" for w in known)
+    text = ", ".join(
+        f"step {w.first_step}: "
+        + ("no FP16 gradient" if w.lower_log2 is None else f"2^{w.lower_log2}..2^{w.upper_log2}")
+        for w in windows
+    )
     if known and max(w.lower_log2 or 0 for w in known) > min(w.upper_log2 or 0 for w in known):
         where = [] if log2_scale is None else [w for w in known if _holds(w, log2_scale)]
         start = f": start at 2^{log2_scale}, in the window of step {where[0].first_step}" if where else ""

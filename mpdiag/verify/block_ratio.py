@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from functools import lru_cache
 
 from mpdiag.costs.timing import ArmTime, Timing
 
@@ -22,7 +23,12 @@ def ratio_interval(ratios: Sequence[float], confidence: float = CONFIDENCE) -> t
     Over few blocks the bias-corrected bootstrap (BCa, Efron 1987) is too narrow and Student's t on the logarithms
     assumes their shape, so the wider end of the two is taken on each side.
     """
-    logs = [math.log(ratio) for ratio in ratios]
+    return _interval_of(tuple(math.log(ratio) for ratio in ratios), confidence)
+
+
+@lru_cache(maxsize=256)
+def _interval_of(logs: tuple[float, ...], confidence: float) -> tuple[float, float] | None:
+    """Kept, for a run is judged anew at each checkpoint, and every ratio asks for that of the control."""
     if len(logs) < MIN_BLOCKS:
         return None
     mean, spread = statistics.fmean(logs), statistics.stdev(logs)
