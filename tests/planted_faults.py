@@ -62,21 +62,20 @@ def plant(
 
 @dataclass(frozen=True)
 class Healthy:
-    """A job without a fault. expected: warnings that are true all the same; defect: what is reported wrongly."""
+    """A job without a fault. expected: warnings that are true all the same."""
 
     build: Callable[[], Job]
     expected: tuple[str, ...]
-    defect: str | None
 
 
 HEALTHY: dict[str, Healthy] = {}
 
 
-def healthy(*expected: str, defect: str | None = None) -> Callable[[Callable[[], Job]], Callable[[], Job]]:
+def healthy(*expected: str) -> Callable[[Callable[[], Job]], Callable[[], Job]]:
     """Enter a job that looks like a fault and is none."""
 
     def enter(build: Callable[[], Job]) -> Callable[[], Job]:
-        HEALTHY[build.__name__] = Healthy(build, expected, defect)
+        HEALTHY[build.__name__] = Healthy(build, expected)
         return build
 
     return enter

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,20 +20,13 @@ from mpdiag.target.batches import tensors_in
 from mpdiag.training.precision import FP32_IEEE
 from mpdiag.training.session import open_session, total
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 Opened = Callable[..., ModuleType]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and workers beside each other lose."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from mpdiag.finding import Certainty
 from mpdiag.target import load_job
 from mpdiag.target.job import Job
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 STEPS = 3
@@ -45,15 +46,6 @@ MODELS = (
 )
 ON_A_GPU_ALONE = {"MP111"}  # how cuBLAS adds up is not emulated; its cases are in test_op_checks.py
 SMALL_GPT = {"CONTEXT": 32, "BATCH": 8, "WIDTH": 32, "HEADS": 2, "LAYERS": 2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and workers beside each other lose."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def findings(job: Job, seed: int = 0, steps: int = STEPS) -> tuple[Finding, ...]:
@@ -73,10 +65,6 @@ def findings(job: Job, seed: int = 0, steps: int = STEPS) -> tuple[Finding, ...]
 
 def alarms(found: tuple[Finding, ...]) -> set[tuple[str, str, str]]:
     return {(f.code, f.subject, f.message) for f in found if f.severity != "info"}
-
-
-def known(defect: str | None) -> pytest.MarkDecorator | tuple[()]:
-    return pytest.mark.xfail(reason=defect, strict=True) if defect else ()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -107,7 +95,7 @@ def test_a_healthy_model_has_no_alarm(target, monkeypatch):
     assert alarms(found) == set()
 
 
-@pytest.mark.parametrize("case", [pytest.param(h, id=name, marks=known(h.defect)) for name, h in HEALTHY.items()])
+@pytest.mark.parametrize("case", HEALTHY.values(), ids=HEALTHY)
 def test_what_looks_like_a_fault_and_is_none_has_no_alarm_but_the_true_ones(case):
     found = findings(case.build())
     assert {a for a in alarms(found) if a[0] not in case.expected} == set()

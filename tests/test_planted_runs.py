@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,12 @@ from mpdiag.api import scan
 from mpdiag.diagnosis import Diagnosis
 from mpdiag.target.job import ONLY, Job
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS, VERIFY_STEPS = 3, 40  # 20 steps of warm-up, in which a scale may come down, and 20 in which it must not
 LONG = "rotary_positions_in_fp32_up_to_2500"  # half a minute; its capture is in test_planted_faults.py
 MODELS = tuple(f"tests/targets/{name}.py" for name in ("frozen", "gan", "lstm", "penalty", "tied"))
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and workers beside each other lose."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
