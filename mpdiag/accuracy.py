@@ -17,6 +17,8 @@ class PairedTest:
     past it an arm is called worse, or better. margin_from: the rule behind the margin. The rule is fixed before the
     runs; its number comes from the FP32 runs alone, never from a candidate. resolution: of a metric, the smallest step
     between two values of it in any runs, by which an interval of no width was widened to both sides; else None.
+    about_zero: more of this metric is better, and the FP32 runs have less than half a point of it and cannot be told
+    from zero: there is nothing to lose yet, and no arm passes by it.
     """
 
     margin_from: str
@@ -27,6 +29,7 @@ class PairedTest:
     seeds_needed: int | None = None
     worse_beyond: float | None = None
     resolution: float | None = None
+    about_zero: bool = False
 
     def spread_in_margins(self, margin: float | None) -> float | None:
         """Spread over margin: what decides how many seeds it takes (0.5: five, 1: ten, 2.8: seventy)."""
@@ -57,6 +60,11 @@ class Comparison:
     reason: str | None = None
     is_ratio: bool = False
     test: PairedTest | None = None  # what is behind the verdict on a loss or a metric; None for a ratio
+
+    @property
+    def decides(self) -> bool:
+        """Whether it counts in a verdict: not where FP32's own runs are about zero and the test is undecided."""
+        return not (self.verdict == "inconclusive" and self.test is not None and self.test.about_zero)
 
 
 @dataclass(frozen=True)
@@ -93,3 +101,36 @@ class ControlOutcome:
     failed: bool | None
     why: str
     broke: bool = False
+
+
+@dataclass(frozen=True)
+class GradientError:
+    """How far an arm's gradient is from IEEE FP32's on the same weights and batches, before any training.
+
+    All parameters are one vector g. gradient_error: |g - g32| / |g32|, root mean square over the batches, 0..; cosine:
+    of the angle between them; noise_share: |g - g32| over what g32 changes from batch to batch (its standard
+    deviation), None for one batch. loss_error: of the loss, relative. worst: the parameter with the largest relative
+    error, worst_error, among those that hold a millionth of the squared norm. reason: why there are no figures.
+    """
+
+    arm: str
+    precision: str
+    loss_error: float | None = None
+    gradient_error: float | None = None
+    cosine: float | None = None
+    noise_share: float | None = None
+    worst: str | None = None
+    worst_error: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """The errors of every arm on `batches` batches at the weights where the runs begin; reason: why there are none."""
+
+    batches: int = 0
+    arms: tuple[GradientError, ...] = ()
+    reason: str | None = None
+
+
+NO_GRADIENT_CHECK = GradientCheck(reason="not measured: the verification ended before it")

@@ -226,10 +226,13 @@ def verification_stage(
 
     pace_seconds: a counted FP32 step's, 0 where it is not known on this machine.
     """
+    from mpdiag.advice.checks.trials import start_log2
+    from mpdiag.target.record import with_later_notes
     from mpdiag.verify.costs_asked import CostsAsked
     from mpdiag.verify.island_gradients import dead_gradients, with_live_gradients
     from mpdiag.verify.island_search import costed
     from mpdiag.verify.run import VerificationRun
+    from mpdiag.verify.run_seconds import RunSeconds
 
     capture, advice = draft.diagnosis.capture, draft.diagnosis.advice
     assert capture is not None
@@ -240,11 +243,16 @@ def verification_stage(
 
     def stopped() -> None:
         if running.trials:
+            draft.apart("verify", seconds.parts)
             draft.diagnosis = so_far()
-        elif draft.before is not None:  # nothing new: what an earlier verification found is worth more
-            draft.diagnosis = draft.before
+        else:
+            draft.restore()
 
-    running = VerificationRun(job, advice, device, job.better, lambda: draft.keep(so_far))
+    def progress() -> None:
+        seconds.look(len(running.trials))
+        draft.keep(so_far)
+
+    running = VerificationRun(job, advice, device, job.better, progress)
     draft.finish = stopped
     budget = max(options.time_budget_seconds - islands_seconds, 0.0)
     began = time.perf_counter()
@@ -252,7 +260,7 @@ def verification_stage(
         report("count FP16 beside FP32: does it do what the FP32 counts foretell?")
         steps = min(options.last_step + 1, PREDICTION_STEPS)
         running.predict(capture, options.seed, steps, PREDICTION_SHARE * budget, pace_seconds)
-    if dead_gradients(running.prediction, advice.loss_scale.log2_scale or 0):
+    if dead_gradients(running.prediction, start_log2(advice) or 0):
         with draft.timed("islands again"):
             report("search modules to keep in FP32 once more: a gradient is zero in FP16")
             first, most = job.start(options.seed, 1), ISLANDS_SHARE * budget
@@ -261,16 +269,19 @@ def verification_stage(
             )
         running.advice = advice
         draft.update(advice=advice)
+    seconds = RunSeconds(job)
     with draft.timed("verify"):
         predicted = time.perf_counter() - began
         spent = {"the search of FP32 islands took": islands_seconds, "the prediction took": predicted}
         asked = CostsAsked(
-            options.costs, options.batch_searched, options.memory_limit_bytes, options.time_budget_seconds
-        )
+            options.costs, options.batch_searched, options.memory_limit_bytes, options.time_budget_seconds,
+            options.control_costs,
+        )  # fmt: skip
         left = max(budget - predicted, 0.0)
         running.run(options.seed, options.verify_steps, options.seeds, left, report, asked, spent)
-    draft.finish = lambda: None
     verification = running.record()
+    draft.apart("verify", {**seconds.parts, "largest batch": verification.costs.largest_batch_seconds})
     if advice.plan is not None:
-        advice = replace(advice, plan=costed(advice.plan, verification.trials))
-    draft.update(verification=verification, advice=advice)
+        advice = replace(advice, plan=costed(advice.plan, verification.costs))
+    draft.update(verification=verification, advice=advice, target=with_later_notes(draft.diagnosis.target, job))
+    draft.finish = lambda: None  # not before: until then what stops it would leave no verification

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from html import escape
 
+from mpdiag.accuracy import NO_GRADIENT_CHECK, ControlOutcome, CurveBand, GradientCheck
 from mpdiag.accuracy import Comparison as Comparison  # `as`: a record of another file that is found here too
-from mpdiag.accuracy import ControlOutcome, CurveBand
 from mpdiag.blocks import NOT_ASKED, BlockCounts
 from mpdiag.costs.record import NOT_MEASURED, Costs
 from mpdiag.drift import WindowAt
@@ -189,6 +189,7 @@ class Verification:
 
     train_with: "fp16", "fp16-plan" (FP16 with the plan's FP32 islands) or "bf16", the precision that the verdict lets
     the job train in; None while none is shown. curves: one band an arm. controls: one outcome a control that was run.
+    gradients: those of the first batches beside FP32's.
     """
 
     trials: tuple[Trial, ...]
@@ -202,6 +203,7 @@ class Verification:
     curves: tuple[CurveBand, ...] = ()
     controls: tuple[ControlOutcome, ...] = ()
     costs: Costs = NOT_MEASURED
+    gradients: GradientCheck = NO_GRADIENT_CHECK
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class Diagnosis:
     """Everything one scan found; what reports are drawn from.
 
     environment: where it was verified; captured_on: where it was captured, None where that is the same machine.
+    reason: why it is not whole; hint: what to do about that first, None where there is nothing to mend.
     """
 
     created: str
@@ -222,6 +225,7 @@ class Diagnosis:
     elapsed_seconds: dict[str, float] = field(default_factory=dict)
     captured_on: Environment | None = None
     asked: Asked | None = None
+    hint: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from mpdiag.diagnosis import Capture, Diagnosis
-from mpdiag.errors import InterruptedScanError, MpdiagError, safe_text
+from mpdiag.errors import InterruptedScanError, MpdiagError, UserCodeError, safe_text
 
 KEEP_SECONDS = 5.0  # writing a large diagnosis takes up to a second
 
@@ -24,7 +24,12 @@ class Draft:
         self._checkpoint = checkpoint
         self._kept = 0.0
         self.parts: list[tuple[list[int], Capture]] = []  # where several points of training were observed
-        self.finish: Callable[[], None] = lambda: None  # what the running stage still has to hand over
+        self.finish: Callable[[], None] = self.restore  # what the running stage still has to hand over
+
+    def restore(self) -> None:
+        """Be again what this stands in for, if anything: with nothing new, what was found before is worth more."""
+        if self.before is not None:
+            self.diagnosis = self.before
 
     def update(self, **parts: object) -> None:
         """Add parts by their field names, choose the format anew from all that is known, and checkpoint."""
@@ -51,6 +56,13 @@ class Draft:
             seconds = {**self.diagnosis.elapsed_seconds, stage: round(time.perf_counter() - began, 3)}
             self.diagnosis = replace(self.diagnosis, elapsed_seconds=seconds)
 
+    def apart(self, stage: str, parts: Mapping[str, float]) -> None:
+        """Note parts of a stage's seconds by themselves, those that took any."""
+        spent = self.diagnosis.elapsed_seconds
+        told = {part: round(seconds, 3) for part, seconds in parts.items() if round(seconds, 3) > 0}
+        rest = {stage: round(max(spent.get(stage, 0.0) - sum(told.values()), 0.0), 3)} if told else {}
+        self.diagnosis = replace(self.diagnosis, elapsed_seconds={**spent, **rest, **told})
+
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
         """Whatever stops the scan becomes an MpdiagError whose `diagnosis` holds what was seen until then."""
@@ -59,12 +71,21 @@ class Draft:
         except BaseException as stopped:
             error = _as_error(stopped)
             self.finish()
-            self.diagnosis = replace(self.diagnosis, reason=f"{error.slug}: {error.message}")
+            self.diagnosis = replace(self.diagnosis, reason=f"{error.slug}: {error.message}", hint=_way_out(error))
             if self.diagnosis.target is not None:
                 error.diagnosis = self.diagnosis
             if error is stopped:
                 raise
             raise error from stopped
+
+
+def _way_out(error: MpdiagError) -> str | None:
+    """What to do first, for a report, which shows no traceback; None for who stopped it himself."""
+    if isinstance(error, InterruptedScanError):
+        return None
+    if isinstance(error, UserCodeError) and error.slug == "user-code":
+        return f"mend {error.line or 'the target file'}, which raises, and scan again: {error.message}"
+    return error.hint
 
 
 def _as_error(stopped: BaseException) -> MpdiagError:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mpdiag.advice import before_runs
 from mpdiag.api import late_findings, load, verification_stage
 from mpdiag.diagnosis import Asked, Diagnosis, TargetRecord
 from mpdiag.draft import Draft
@@ -31,6 +32,7 @@ def verify_saved(
     and so are the numbers of seeds and steps unless options or keywords give others.
     Raises UsageError (`nothing-to-verify`, `target-changed`) and whatever loading and training the job raises.
     """
+    from mpdiag.capture.autocast_types import observe
     from mpdiag.device.environment import describe
     from mpdiag.device.random_state import gradients_on, random_state_kept
     from mpdiag.device.select import select_device
@@ -57,16 +59,19 @@ def verify_saved(
         # what fails here leaves the saved run as it is: nothing of it has been touched
         report(f"load {typed_target(target)}")
         job = load_job(typed_target(target), target.start_from)
-        changes = what_changed(target, target_record(job, job.start(capture.seed, options.verify_steps)))
+        start = job.start(capture.seed, options.verify_steps)
+        changes = what_changed(target, target_record(job, start))
+        raises = capture.amp_error is not None and observe(job, start, device).error is not None
         draft = Draft(
             replace(
-                diagnosis,
+                before_runs(diagnosis, raises),
                 command=command or typed,
                 environment=here,
                 captured_on=diagnosis.captured_on or (diagnosis.environment if diagnosis.environment != here else None),
                 target=replace(target, notes=changes),
                 verification=None,
                 reason=None,
+                hint=None,
                 asked=Asked(options.verify_steps, options.seeds),
             ),
             checkpoint,

@@ -43,6 +43,7 @@ class ScanOptions:
     costs: bool = True
     largest_batch: bool = False
     memory_limit_bytes: int | None = None
+    control_costs: bool = False
 
     @property
     def parts(self) -> list[range]:
@@ -84,6 +85,10 @@ class ScanOptions:
             off = "--no-verify" if self.costs else "--no-costs"
             message = f"the largest batch was asked for, and {off} leaves out what finds it"
             raise UsageError("options-clash", message, f"drop {off}, or --largest-batch and --memory-limit")
+        if self.control_costs and not (self.costs and self.verify):
+            off = "--no-verify" if self.costs else "--no-costs"
+            message = f"what pure FP16 costs was asked for, and {off} leaves out what measures it"
+            raise UsageError("options-clash", message, f"drop {off}, or --control-costs")
 
 
 def with_keywords(options: ScanOptions, changed: dict[str, Any]) -> ScanOptions:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MATMUL_FLAGS = {
+    "allow_fp16_reduced_precision_reduction": True,
+    "allow_bf16_reduced_precision_reduction": True,
+    "allow_fp16_accumulation": False,
+}
+"""torch.backends.cuda.matmul's flags on products in 16 bits, with torch's defaults (2.9 to 2.13)."""
+
 
 @dataclass(frozen=True)
 class Environment:
-    """What the run ran on."""
+    """What the run ran on.
+
+    The last three are of CUDA: None or empty on a CPU, and in diagnoses from before they were recorded. matmul_flags:
+    what cuBLAS may do in 16 bits, by torch's names. overrides: environment variables that overrule fp32_precision.
+    """
 
     python: str
     torch: str
@@ -19,6 +30,17 @@ class Environment:
     gpu: str | None = None
     compute_capability: str | None = None
     fp32_precision: dict[str, str] = field(default_factory=dict)
+    cudnn_benchmark: bool | None = None
+    matmul_flags: dict[str, bool] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def unusual_settings(self) -> tuple[str, ...]:
+        """What differs from torch's defaults among the last three, each as the code or shell that set it."""
+        benchmark = ("torch.backends.cudnn.benchmark = True",) if self.cudnn_benchmark else ()
+        flags = [(n, on) for n, on in self.matmul_flags.items() if on != MATMUL_FLAGS.get(n, on)]
+        matmul = tuple(f"torch.backends.cuda.matmul.{name} = {on}" for name, on in flags)
+        return benchmark + matmul + tuple(f"{name}={value}" for name, value in self.overrides.items())
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class TargetRecord:
     source_hash: str | None = None  # of the target file
     lower_is_better: tuple[str, ...] = ()
     batch_hash: str | None = None  # of the first batch of the scan's seed: another one is other data
+    batch_ms: float | None = None  # to draw a batch, the mean but for the first; None for fewer than three
 
 
 @dataclass(frozen=True)

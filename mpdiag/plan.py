@@ -28,7 +28,8 @@ class IslandPlan:
     overflow, which would be next. log2_scale, mode, growth_interval and backoff_factor: the loss scale under
     the plan. iterations
     and seconds: what the search took. reason: what it could not do. step_time_ratio: step time with the plan over
-    that of the arm step_time_reference, FP16 without the plan; above 1 is speed lost; None for step_time_reason.
+    that of the arm step_time_reference, FP16 without the plan; above 1 is speed lost; step_time_interval: its 95 %.
+    step_time_reason: why there is no ratio, or why it decides nothing.
     """
 
     keep_fp32: tuple[str, ...]
@@ -47,6 +48,7 @@ class IslandPlan:
     step_time_reason: str | None = "not measured: the plan was not trained"
     snippet: str | None = None
     backoff_factor: float | None = None
+    step_time_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

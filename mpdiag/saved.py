@@ -42,7 +42,7 @@ def from_json(text: str) -> Diagnosis:
     if raw["schema_version"] != SCHEMA_VERSION:
         raise UsageError(
             "schema-version",
-            f"schema_version {raw['schema_version']}, this mpdiag reads {SCHEMA_VERSION}",
+            f"schema_version {json.dumps(raw['schema_version'])}, this mpdiag reads {SCHEMA_VERSION}",
             "scan again with this version, or use the version that wrote the file",
         )
     try:

@@ -26,8 +26,8 @@ MIN_VERIFY_STEPS = 5
 SEEDS = 3
 """Paired seeds: the fewest that give an interval at all (5 for a firm verdict, reference: power of paired TOST)."""
 
-TIME_BUDGET_SECONDS = 60.0
-"""For the verification, so that a default scan answers while one waits."""
+TIME_BUDGET_SECONDS = 75.0
+"""For the verification. A default scan of ResNet-50 on an H100 takes some 35 s besides; it is to end in two minutes."""
 
 ISLANDS_SHARE = 0.25
 """Of the time budget, at most, for the search of FP32 islands: each try costs one step and one model, far less than an

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.gpu import GpuSharing, GpuState
-from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, LayerUse, NamedKernel, WhyNot
+from mpdiag.costs.kernels import ArmKernels, Flops, HostWait, KernelTime, LayerUse, NamedKernel, WhyNot
 from mpdiag.costs.ladder import ladder_of
 from mpdiag.costs.largest_batch import BatchTrial, LargestBatch
 from mpdiag.costs.memory import MemorySplit, MemoryUse
@@ -85,11 +85,12 @@ def memory() -> tuple[MemoryUse, ...]:
 def energy() -> tuple[EnergyUse, ...]:
     fp32 = EnergyUse(
         "fp32", 0.781, (0.772, 0.790), 0.612, 3, 15.1, 131.5, None, 0.216, 648.0, 12544, (0.785, 0.779, 0.779),
-        (1740, 1980), (58, 63), True, ("power cap",),
+        (1740, 1980), (58, 63), True, ("power cap",), step_time_ms=154.9,
     )  # fmt: skip
     fp16 = EnergyUse(
         "fp16", 0.229, (0.221, 0.237), 0.177, 3, 15.0, 131.5, None, 0.227, 580.0, 38016, (0.231, 0.228, 0.228),
         (1965, 1980), (60, 62), False, (), "steps were skipped in 1 of the windows; a skipped step takes less",
+        step_time_ms=50.6,
     )  # fmt: skip
     other = "1 other process(es) used this GPU meanwhile"
     return fp32, fp16, EnergyUse("bf16", None, None, None, 3, 15.0, 131.5, other, above_idle_reason=other)
@@ -119,7 +120,7 @@ def flops() -> Flops:
     return Flops(
         10**12, 2 * 10**12, 10**11, {"": (0, 0), "layer1.0.conv1": (10**10, 2 * 10**10)}, {"aten.convolution": 10**12},
         ("backward of grouped convolutions: 1 (torch's counter says 2)",), ("0.1 TFLOP are computed a second time",),
-        ("my::product",),
+        ("my::product",), (31 * 10**11, 31 * 10**11),
     )  # fmt: skip
 
 
@@ -130,7 +131,19 @@ def layers(half: bool) -> tuple[LayerUse, ...]:
     plain = WhyNot("no-product", "it multiplies no matrices", "leave it", 0.0, "formula")
     return (
         LayerUse(
-            "layer1.0.conv1", "Conv2d", 1.6, 4.1, 0.12, "float16", "yes", 3 * 10**10, 430.0, 0.58, True, (layout,)
+            "layer1.0.conv1",
+            "Conv2d",
+            1.6,
+            4.1,
+            0.12,
+            "float16",
+            "yes",
+            3 * 10**10,
+            430.0,
+            0.53,
+            True,
+            (layout,),
+            True,
         ),
         LayerUse("layer1.0.bn1", "BatchNorm2d", 0.6, 1.2, 0.04, "float16", "no", why_not=(plain,)),
     )
@@ -147,6 +160,7 @@ def kernel_time(half: bool) -> KernelTime:
         0.05, 41.0, total - 1, step, False, (total - 1) / step,
         (NamedKernel(name, "aten::cudnn_convolution", dtype, answer, 53.0, 0.5 * total),),
         (NamedKernel("their_<kernel>", None, None, "unknown", 2.0, 0.03 * total),),
+        (HostWait("cudaStreamSynchronize", "GradScaler.step (aten::item)", None, 1.0, 3.1),) if half else (),
     )  # fmt: skip
 
 
@@ -189,7 +203,20 @@ def largest_batch() -> tuple[LargestBatch, ...]:
 def bodies() -> tuple[BodyReading, ...]:
     high, low = {"any_tensor": 0.86, "sm": 0.99}, {"any_tensor": 0.001, "sm": 0.99}
     return (
-        BodyReading("FP16 matmul", 1.1, 742.0, None, high, 2e-4, 1755, 690.0, ("power cap",), first_clock_mhz=1980),
+        BodyReading(
+            "FP16 matmul",
+            1.1,
+            742.0,
+            None,
+            high,
+            2e-4,
+            1755,
+            690.0,
+            ("power cap",),
+            first_clock_mhz=1980,
+            burst_tflops=812.0,
+            burst_clock_mhz=1965,
+        ),
         BodyReading("BF16 matmul", 0.6, reason="torch.OutOfMemoryError", gpm_reason="it did not run"),
         BodyReading("TF32 matmul", 0.6, 380.0, None, high, 3e-4, 1800, 655.0, ()),
         BodyReading("IEEE FP32 matmul", 0.6, 51.9, None, low, 3e-7, 1980, 540.0, ()),
@@ -214,10 +241,12 @@ def full_costs() -> Costs:
             {"FP16": 742.0, "TF32": 380.0, "FP32": 51.9}, 2890.0, 8192, 3.6, {"FP16 matmul": 1755},
             {"FP16 matmul": 690.0}, {"FP16 matmul": ("power cap",)}, {"BF16": "torch.OutOfMemoryError"},
             {"FP16 matmul": 1.1, "copy": 0.4},
-            {"FP16 matmul": "a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap)"},
+            {"FP16 matmul": "not steady yet: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap)"},
+            {"FP16": 812.0}, {"FP16 matmul": 1965},
         ),
         sharing=sharing(2.5, 131.5),
         seconds=612.4,
+        largest_batch_seconds=171.3,
     )  # fmt: skip
 
 
@@ -240,4 +269,6 @@ def with_reasons(costs: Costs) -> Costs:
     """The same with every reason given too, as no run has it: what is saved may leave nothing out."""
     why = {item.name: "why" for item in dataclasses.fields(Costs) if item.name.endswith("_reason")}
     assert costs.calibration is not None
-    return dataclasses.replace(costs, calibration=dataclasses.replace(costs.calibration, reason="why"), **why)
+    arms = tuple(dataclasses.replace(each, shared="others worked on this GPU") for each in costs.kernels)
+    calibration = dataclasses.replace(costs.calibration, reason="why")
+    return dataclasses.replace(costs, calibration=calibration, kernels=arms, **why)

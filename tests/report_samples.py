@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from mpdiag.accuracy import ControlOutcome, CurveBand, PairedTest
+from mpdiag.accuracy import ControlOutcome, CurveBand, GradientCheck, GradientError, PairedTest
 from mpdiag.diagnosis import (
     Advice,
     Capture,
@@ -297,10 +297,23 @@ def full() -> Diagnosis:
             cut=("BF16 was not tried: the time budget of 60 s was used up",),
             train_with="fp16",
             curves=bands(),
+            gradients=gradients(),
             controls=controls(),
         ),
         elapsed_seconds={"capture": 21.4, "verify": 58.9},
     )  # fmt: skip
+
+
+def gradients() -> GradientCheck:
+    """TF32 and BF16 near FP32, FP16 with its scale nearer, without one far off, and an arm that overflows."""
+    made = GradientError("fp16", "FP16 autocast", 2.1e-5, 4.3e-4, 0.99999991, 0.0031, "head.weight", 9.7e-4)
+    return GradientCheck(4, (
+        GradientError("tf32", "FP32 with TF32 products", 1.9e-5, 4.0e-4, 0.99999992, 0.0029, "head.weight", 8.8e-4),
+        made,
+        GradientError("fp16-unscaled", "FP16 autocast, no loss scale", 2.1e-5, 1.0, None, 7.2, "blocks.0.qkv", 1.0),
+        GradientError("bf16", "BF16 autocast", 1.6e-4, 0.0034, 0.9999942, 0.024, "head.weight", 0.0078),
+        GradientError("fp16-plan", "FP16 autocast, 1 module(s) in FP32", reason="the gradient is not finite at 2^16"),
+    ))  # fmt: skip
 
 
 def on_gpu() -> Diagnosis:

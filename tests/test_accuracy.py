@@ -231,11 +231,38 @@ def test_the_same_loss_of_a_step_in_every_pair_is_widened_too():
     assert c.verdict == "inconclusive"
 
 
+@pytest.mark.parametrize(
+    ("fp32", "fp16"), [(18 / 20, 17 / 20), (17 / 20, 18 / 20), (90.0, 85.0), (1.0, 0.9), (18.0, 17.0)]
+)
+def test_one_sample_of_few_fewer_in_every_pair_is_too_coarse_to_tell(fp32, fp16):
+    c = one(coarse([fp32] * 3, [fp16] * 3), "accuracy")
+    step = abs(fp32 - fp16)
+    assert (c.verdict, c.test.resolution) == ("inconclusive", pytest.approx(step))
+    assert c.interval == pytest.approx((fp16 - fp32 - step, fp16 - fp32 + step))
+    assert "too coarse for a margin of" in c.reason
+
+
+@pytest.mark.parametrize(("fp32", "fp16"), [(18 / 20, 15 / 20), (1.0, 0.1), (0.98, 0.1), (1.0, 0.5), (90.0, 75.0)])
+def test_several_samples_fewer_in_every_pair_are_worse(fp32, fp16):
+    assert one(coarse([fp32] * 3, [fp16] * 3), "accuracy").verdict == "worse"
+
+
 @pytest.mark.parametrize("control", [1.0, 0.1])
 def test_a_metric_in_which_no_run_differed_but_failures_says_so(control):
     c = one(coarse([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [control] * 3), "accuracy")
     assert (c.verdict, c.interval, c.test.resolution) == ("equivalent", (0.0, 0.0), None)
-    assert c.reason == "runs are equal or far apart in this metric: it may be too coarse to tell a small difference"
+    assert c.reason == "FP32's runs are equal in this metric: it may be too coarse to tell a small difference"
+
+
+def test_hits_among_ten_images_that_are_equal_in_all_pairs_show_nothing():
+    c = one(coarse([0.7, 0.8, 0.7], [0.7, 0.8, 0.7]), "accuracy")
+    assert c.test.resolution == pytest.approx(0.1)
+    assert (c.verdict, c.interval) == ("inconclusive", pytest.approx((-0.1, 0.1)))
+
+
+def test_a_fine_metric_of_seeds_far_apart_is_not_taken_for_a_coarse_one():
+    c = one(coarse([0.2, 0.5, 0.8], [0.20001, 0.50001, 0.80001]), "accuracy")
+    assert (c.verdict, c.difference) == ("equivalent", pytest.approx(1e-5))
 
 
 def test_runs_that_are_equal_to_the_bit_are_equal_in_a_coarse_metric_too():
@@ -290,6 +317,41 @@ def test_seeds_that_begin_at_one_loss_and_then_part_count_each():
     # a last layer of zeros: every seed begins at log(classes)
     parting = [[2.303, 2.2, 2.1, 2.0], [2.303, 2.21, 2.12, 2.0]]
     assert one(pairs(parting, parting)).seeds == 2
+
+
+STEPS = 60
+
+
+def leaving(seed: int, begins: int, drift: float = 0.0) -> list[float]:
+    """Losses that stay at ln 50 until the step that a warm-up begins at, and then fall, each batch in its own way.
+
+    drift: what rounding has changed by the time the loss moves; it grows by a tenth each step.
+    """
+    source, level, losses = random.Random(seed), 3.912, []
+    for step in range(STEPS):
+        if step >= begins:
+            level -= 0.01 + 0.004 * source.random()
+        noise = source.gauss(0, 0.01) if step >= begins else 0.0
+        losses.append(level + noise + drift * 1.1 ** max(step - begins, 0))
+    return losses
+
+
+@pytest.mark.parametrize("begins", [1, 4, 10, 30])
+def test_seeds_that_leave_one_loss_late_count_each(begins):
+    runs = [leaving(seed, begins) for seed in range(3)]
+    assert one(pairs(runs, runs)).seeds == 3
+
+
+@pytest.mark.parametrize("begins", [1, 4, 10, 30])
+@pytest.mark.parametrize("drift", [1e-8, 1e-7, 1e-6, 1e-5])
+def test_runs_that_leave_one_loss_late_and_together_count_once(begins, drift):
+    runs = [leaving(0, begins), leaving(0, begins, drift), leaving(0, begins, -drift)]
+    assert one(pairs(runs, runs)).seeds == 1
+
+
+def test_runs_that_never_leave_their_first_loss_count_once():
+    runs = [[3.912 + drift * step for step in range(STEPS)] for drift in (0.0, 1e-8, -1e-7)]
+    assert one(pairs(runs, runs)).seeds == 1
 
 
 def test_two_distinct_baselines_among_three_seeds_make_two_pairs():
@@ -386,13 +448,45 @@ def test_a_candidate_that_failed_is_worse_and_says_how():
     assert (c.verdict, c.reason) == ("worse", "the run failed: no kernel for Half")
 
 
-def test_a_metric_that_failed_is_worse_and_says_how_though_the_loss_is_equivalent():
+@pytest.mark.parametrize("without", [(4,), (3, 4, 5)])
+def test_a_metric_that_evaluate_did_not_give_is_not_measured_and_says_why(without):
     trials = metrics([0.9, 0.91, 0.92], [0.9, 0.91, 0.92])
-    trials[4] = replace(trials[4], metric=None, not_measured={"metric": "ValueError: no kernel for Half"})
+    for index in without:
+        trials[index] = replace(trials[index], metric=None, not_measured={"metric": "no kernel for Half, at a.py:3"})
     assert one(trials).verdict == "equivalent"
     metric = one(trials, "accuracy")
-    assert metric.verdict == "worse"
-    assert "ValueError: no kernel for Half" in metric.reason
+    assert (metric.verdict, metric.difference, metric.interval) == ("not-measured", None, None)
+    assert metric.reason == "evaluate() gives no value here: no kernel for Half, at a.py:3"
+    assert metric.test.noninferior is None
+    assert 0.9 < metric.baseline_value < 0.92  # FP32 has one
+
+
+def test_a_metric_that_lacks_a_seed_is_worse_all_the_same_where_the_others_are():
+    trials = metrics([0.9, 0.91, 0.92], [0.7, 0.71, 0.72])
+    trials[4] = replace(trials[4], metric=None)
+    assert (one(trials, "accuracy").verdict, one(trials, "accuracy").seeds) == ("worse", 2)
+    trials[5] = replace(trials[5], metric={"accuracy": NAN})
+    assert one(trials, "accuracy").reason == "not finite with seed 2, while FP32 is"
+
+
+def test_a_run_that_failed_before_its_metric_is_worse_in_it():
+    trials = metrics([0.9, 0.91, 0.92], [0.9, 0.91, 0.92])
+    trials[4] = replace(trials[4], metric=None, error="boom")
+    assert one(trials, "accuracy").reason == "the run failed: boom"
+
+
+@pytest.mark.parametrize("other", [1.0, 9.0])
+def test_the_loss_of_one_step_shows_nothing_for_it_comes_before_the_first_update(other):
+    short = pairs([[1.0], [1.1], [1.2]], [[other], [other], [other]])
+    assert (one(short).verdict, one(short).reason) == (
+        "inconclusive",
+        "one step shows no training: its loss comes before the first update",
+    )
+    assert one(pairs([[1.0] * 2, [1.1] * 2, [1.2] * 2], [[1.0] * 2, [1.1] * 2, [1.2] * 2])).verdict == "equivalent"
+
+
+def test_a_loss_that_is_not_finite_at_the_only_step_is_worse():
+    assert one(pairs([[1.0], [1.1]], [[NAN], [1.1]])).verdict == "worse"
 
 
 def test_a_candidate_that_failed_at_its_first_step_is_worse():
@@ -444,10 +538,36 @@ def test_a_metric_that_is_not_finite_in_fp32_either_decides_nothing():
     assert (c.verdict, c.reason) == ("inconclusive", "the FP32 baseline is not finite")
 
 
-def test_a_metric_that_only_fp32_gives_is_a_failure():
+VAST = 1.5e308
+
+
+@pytest.mark.parametrize(
+    ("base", "other"),
+    [([VAST] * 3, [-VAST] * 3), ([VAST] * 3, [VAST] * 3), ([1.0, 1.1, 1.2], [VAST, 1.1, 1.2]), ([1, VAST], [1.0, 1.0])],
+)  # fmt: skip
+def test_values_whose_squares_are_beyond_every_float_are_not_judged(base, other):
+    c = one(metrics(base, other), "accuracy")
+    assert (c.verdict, c.reason) == ("inconclusive", "values beyond 1e+150 cannot be judged")
+    assert (c.baseline_value, c.candidate_value, c.difference, c.interval) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("vast", [VAST, 1e200])
+def test_losses_whose_squares_are_beyond_every_float_are_not_judged(vast):
+    base = [[1.0, 1.0, vast, 1.0 + s] for s in range(3)]
+    assert one(pairs(base, base)).verdict == "inconclusive"
+    assert one(pairs(base, [[1.0] * 4] * 3)).verdict == "inconclusive"
+    assert one(pairs([1.0, 1.1, 1.2], [vast] * 3)).verdict in ("worse", "inconclusive")
+
+
+def test_a_vast_value_of_a_control_leaves_the_other_arms_steps_alone():
+    c = one(coarse([0.98, 0.99, 0.98], [0.98, 0.99, 0.98], [VAST] * 3), "accuracy")
+    assert c.test.resolution == pytest.approx(0.01)
+
+
+def test_a_metric_that_only_fp32_gives_is_not_measured():
     trials = [trial("fp32", 0, 1.0, {"f1": 0.5, "bleu": 30.0}), trial("fp16", 0, 1.0, {"f1": 0.5})]
     c = one(trials, "bleu")
-    assert (c.verdict, c.reason) == ("worse", "the run failed: its metric has no bleu, while FP32's has")
+    assert (c.verdict, c.reason) == ("not-measured", "evaluate() gives no bleu here, while in FP32 it does")
 
 
 @pytest.mark.parametrize("candidate", [1.0, NAN])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mpdiag
 from mpdiag import Diagnosis, ScanOptions
@@ -638,3 +639,54 @@ def test_a_name_that_is_none_is_an_attribute_error():
 def test_every_public_name_is_there():
     for name in mpdiag.__all__:
         assert getattr(mpdiag, name) is not None
+
+
+# what the target changes for all
+
+
+def test_a_default_dtype_that_a_run_sets_is_noted_and_does_not_reach_the_caller(write):
+    sets = "def evaluate(model):\n    torch.set_default_dtype(torch.float64)\n    return 1.0\n"
+    found = mpdiag.scan(write(JOB + sets), SMALL)
+    assert torch.get_default_dtype() == torch.float32
+    assert any("sets torch's default dtype to torch.float64" in note for note in found.target.notes)
+
+
+def test_every_model_is_built_in_the_same_default_dtype(write, capsys):
+    sets = "def evaluate(model):\n    torch.set_default_dtype(torch.float64)\n    return 1.0\n"
+    says = "    print('built in', torch.get_default_dtype())\n    return nn.Seq"
+    mpdiag.scan(write((JOB + sets).replace("    return nn.Seq", says)), SMALL)
+    built = [line for line in capsys.readouterr().out.splitlines() if line.startswith("built in")]
+    assert len(built) > 5
+    assert set(built) == {"built in torch.float32"}
+
+
+def test_a_default_dtype_that_building_the_model_sets_is_every_runs(write):
+    sets = "    torch.set_default_dtype(torch.float64)\n    return nn.Seq"
+    found = mpdiag.scan(write(JOB.replace("    return nn.Seq", sets)), SMALL)
+    assert torch.get_default_dtype() == torch.float32, "the caller's"
+    assert not any("default dtype" in note for note in found.target.notes)
+    assert {table.dtype for table in found.capture.tables} == {"float64"}
+
+
+# what ended a scan
+
+
+@pytest.mark.parametrize(
+    ("at", "what", "hint"),
+    [
+        (9, "return model(batch).sum() * float('inf')", "mend the FP32 job first"),
+        (9, "raise ValueError('third')", "which raises, and scan again: ValueError while computing the loss: third"),
+    ],
+)
+def test_what_to_mend_is_kept_with_the_reason_and_is_the_next_step(write, at, what, hint):
+    with pytest.raises(MpdiagError) as raised:
+        mpdiag.scan(write(failing(at, what)), SMALL)
+    diagnosis = raised.value.diagnosis
+    assert hint in diagnosis.hint
+    assert "autocast" not in mpdiag.text(diagnosis).partition("NEXT")[2].partition("NOT DONE")[0]
+
+
+def test_who_stops_a_scan_has_nothing_to_mend(write):
+    with pytest.raises(InterruptedScanError) as raised:
+        mpdiag.scan(write(failing(9, "raise KeyboardInterrupt")), SMALL)
+    assert raised.value.diagnosis.hint is None

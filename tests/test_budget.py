@@ -9,6 +9,7 @@ import time
 import pytest
 
 import mpdiag
+from mpdiag.report.time_needed import budget_for
 from mpdiag.settings import MIN_VERIFY_STEPS, PREDICTION_SHARE
 from mpdiag.verify.deadline import Deadline
 
@@ -54,7 +55,7 @@ def scanned(tmp_path, monkeypatch):
 
 
 def seconds_of(found):
-    return found.elapsed_seconds["prediction"] + found.elapsed_seconds["verify"]
+    return sum(found.elapsed_seconds.get(stage, 0.0) for stage in ("prediction", "verify", "build", "evaluate"))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,35 @@ def test_what_is_cut_is_told_by_the_budget_that_was_asked_for(scanned):
     assert "the time budget of 27 s had" in told
     assert "the prediction took" in told
     assert "trying out FP32 and FP16 took" in told
+
+
+def test_building_and_evaluating_are_told_apart_from_the_steps(scanned):
+    found = scanned(600.0, build=0.5, step=0.01, metric=2.0, verify_steps=10, seeds=2)
+    runs = len(found.verification.trials)
+    assert found.elapsed_seconds["evaluate"] == pytest.approx(2.0 * (runs + 1))  # FP32's rehearsal is evaluated too
+    assert found.elapsed_seconds["build"] >= 0.5 * (runs + 2)  # ... and FP16's is built
+    assert 0.01 * (10 * runs + 8) <= found.elapsed_seconds["verify"] < 2.0, "steps alone, by whatever is checked"
+
+
+def test_the_budget_that_is_named_after_a_short_run_is_the_one_that_is_needed(scanned):
+    short = scanned(1.0, step=0.01, metric=3.0, verify_steps=100, seeds=3)
+    assert {trial.steps for trial in short.verification.trials} == {MIN_VERIFY_STEPS}
+    needed = budget_for(short, 3)
+    found = scanned(float(needed), step=0.01, metric=3.0, verify_steps=100, seeds=3)
+    assert not [line for line in found.verification.cut if "time budget" in line]
+    assert {trial.steps for trial in found.verification.trials} == {100}
+    assert needed < 2 * seconds_of(found)
+
+
+def test_a_slow_metric_is_not_taken_to_be_slower_where_the_steps_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = MODEL.format(build=0.0, step=0.0, metric=3.0, slower=1)
+    slow = "took(0.01 if model(batch[0]).dtype == torch.float32 else 0.05)"
+    (tmp_path / "model.py").write_text(model.replace("took(0.0 * (1 if len(CALLS) > 100 else 1))", slow))
+    monkeypatch.setattr(time, "perf_counter", Clock())
+    found = mpdiag.scan("model.py", device="cpu", time_budget_seconds=100.0, verify_steps=20, seeds=3)
+    assert not [line for line in found.verification.cut if "time budget" in line]
+    assert len({trial.seed for trial in found.verification.trials}) == 3
 
 
 def test_a_prediction_that_is_cut_says_what_was_compared(scanned):

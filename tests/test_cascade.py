@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mpdiag.training.precision import FP32_IEEE, in_force
 from mpdiag.verify.cascade import fused_attention
 from mpdiag.verify.cascade import recurrent as recurrent_room
 from mpdiag.verify.cascade.fused_attention import WITH_SCALE, WITHOUT_SCALE, attention, kernel_rounding
 from mpdiag.verify.cascade.recurrent import unrolled
 from mpdiag.verify.cascade.step import Rounding
+
+CPU = torch.device("cpu")
 
 
 def normal(*shape, seed=0):
@@ -296,6 +299,62 @@ def test_the_code_switches_autocast_off_where_it_says_so():
     weight_gradient(lambda y: _caught(product(y.float() + 1e-5), outputs), torch.eye(4), 1.0)
     assert outputs[0][0, 1].item() == pytest.approx(1e-5, rel=1e-6)  # FP16 holds no such number, nor 1.00001
     assert outputs[0][0, 0].item() == pytest.approx(1.00001, rel=1e-7)
+
+
+def in_an_fp32_run(function):
+    """Gradients of the first weight, rounded as in FP16, where the forward is `function`, and the regions met."""
+    with in_force(FP32_IEEE, CPU) as region:
+        gradient = weight_gradient(function, SATURATED, 1.0, ("first", "function"))
+    return gradient, region.own_autocast
+
+
+def of_a_product(y):
+    """FP16 where autocast is on, FP32 where it is off, as the product before it."""
+    return torch.tanh(y.float() @ torch.eye(4))
+
+
+AMP_REGIONS = {
+    "amp": lambda: torch.autocast("cuda", dtype=torch.float16),
+    "keyword": lambda: torch.autocast(device_type="cuda"),
+    "older": lambda: torch.cuda.amp.autocast(),
+    "cpu": lambda: torch.autocast("cpu", dtype=torch.float16),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast")
+@pytest.mark.parametrize("region", AMP_REGIONS.values(), ids=AMP_REGIONS)
+def test_a_forward_with_its_own_cuda_region_is_rounded_on_a_cpu_as_one_without(region):
+    def under_amp(y):
+        with region():
+            return of_a_product(y)
+
+    plain, none = in_an_fp32_run(of_a_product)
+    found, met = in_an_fp32_run(under_amp)
+    assert plain.diag()[3] == 0  # FP16's tanh(6) is 1
+    assert torch.equal(found, plain)
+    assert (bool(none), bool(met)) == (False, True)
+
+
+@pytest.mark.parametrize("device_type", ["cuda", "cpu"])
+def test_an_island_of_either_device_is_not_rounded_on_a_cpu(device_type):
+    def island(y):
+        with torch.autocast(device_type, enabled=False):
+            return of_a_product(y)
+
+    found, met = in_an_fp32_run(island)
+    assert found.diag()[3] != 0
+    assert met == []
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_a_region_of_another_device_changes_nothing():
+    made_earlier = torch.autocast("cuda")  # as a decorator does on import; torch without CUDA has switched it off
+
+    def decorated(y):
+        with made_earlier:
+            return of_a_product(y)
+
+    assert torch.equal(in_an_fp32_run(decorated)[0], in_an_fp32_run(of_a_product)[0])
 
 
 def test_cross_entropy_of_fp16_logits_has_fp16_log_probabilities():

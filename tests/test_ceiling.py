@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 from fake_nvml import CUDA, FakeNvml, install
 
 from mpdiag import saved
-from mpdiag.costs.calibration import MARGIN, burst, calibrate, ceilings, judge_gpm
+from mpdiag.costs.calibration import MARGIN, calibrate, ceilings, judge_gpm, still_falling
 from mpdiag.costs.tensor_cores import (
     BODIES,
     COPY,
@@ -232,6 +232,7 @@ def test_on_a_cpu_everything_needs_a_gpu():
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     """A card that does 2 * 1024^3 operations in 10 ms, and reads as an H100 does."""
     library = install(monkeypatch)
+    monkeypatch.setattr(ceiling_room, "time", library.clock)
     monkeypatch.setattr(ceiling_room, "release_memory", lambda: None)
     monkeypatch.setattr(ceiling_room, "matmul_size", lambda device: 1024)
     monkeypatch.setattr(ceiling_room, "unsupported", lambda name, device: None)
@@ -255,9 +256,9 @@ def test_a_ceiling_is_operations_by_event_time(fake):
     assert ceiling.copy_gbytes_per_second == pytest.approx(100.0)
     assert ceiling.sm_clock_mhz == dict.fromkeys(BODIES, 1980)
     assert ceiling.power_watts == dict.fromkeys(BODIES, 100.0)
-    assert ceiling.seconds == pytest.approx(4 * 1.12 + 2 * 0.392, rel=0.05)
-    assert ceiling.window_seconds["FP16 matmul"] == pytest.approx(1.12, rel=0.02)
-    assert ceiling.window_seconds["copy"] == pytest.approx(0.392, rel=0.04)
+    assert ceiling.seconds == pytest.approx(4 * 1.025 + 2 * 0.336, rel=0.05)
+    assert ceiling.window_seconds["FP16 matmul"] == pytest.approx(1.025, rel=0.02)
+    assert ceiling.window_seconds["copy"] == pytest.approx(0.336, rel=0.04)
     assert ceiling.bursts == {}
     assert calibration.usable
     assert calibration.threshold == pytest.approx(0.022 / 0.98 + MARGIN)
@@ -269,7 +270,7 @@ def test_a_held_down_clock_is_noted_beside_the_ceiling(fake):
     assert ceiling.limited_by == dict.fromkeys(BODIES, ("power cap",))
 
 
-def test_a_clock_that_falls_within_the_window_makes_a_burst(fake, monkeypatch):
+def test_a_clock_that_falls_within_the_window_is_told_to_be_not_steady(fake, monkeypatch):
     real = ceiling_room.ready_body
 
     @contextmanager
@@ -288,17 +289,82 @@ def test_a_clock_that_falls_within_the_window_makes_a_burst(fake, monkeypatch):
     ceiling, _ = measure_ceilings(CUDA)
     assert set(ceiling.bursts) == {"FP16 matmul"}
     said = ceiling.bursts["FP16 matmul"]
-    assert said.startswith("a burst: the clock fell from 1,93")
-    assert said.endswith("MHz within 1.1 s (power cap)")
+    assert said.startswith("not steady yet: the clock fell from 1,9")
+    assert said.endswith("MHz within 1.0 s (power cap)")
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "is_burst"), [(1980, 1921, False), (1980, 1900, True), (None, 1900, False), (1380, 1440, False)]
+    ("first", "last", "falls"), [(1980, 1921, False), (1980, 1900, True), (None, 1900, False), (1380, 1440, False)]
 )
-def test_a_burst_is_a_clock_that_fell_by_three_percent(first, last, is_burst):
+def test_a_clock_is_not_steady_where_it_fell_by_three_percent(first, last, falls):
     reading = body(FP16_MATMUL, 86.0, tflops=700.0, first_clock_mhz=first, sm_clock_mhz=last)
-    assert (burst(reading) is not None) is is_burst
-    assert burst(dataclasses.replace(reading, reason="2 other processes")) is None
+    assert (still_falling(reading) is not None) is falls
+    assert still_falling(dataclasses.replace(reading, reason="2 other processes")) is None
+
+
+def heating(fake: FakeNvml, monkeypatch: pytest.MonkeyPatch, cold_seconds: float) -> None:
+    """A card whose steps take 10 ms for so long after a rest and 20 ms from then on; a rest is half a tenth or more."""
+    real, busy = ceiling_room.ready_body, {"since": 0.0, "last": 0.0}
+
+    @contextmanager
+    def ready_body(name, size, device):
+        with real(name, size, device) as ready:
+
+            def step():
+                now = fake.clock.now
+                busy["since"] = now if now - busy["last"] >= 0.05 else busy["since"]
+                hot = now - busy["since"] >= cold_seconds
+                fake.clock_mhz = 1350 if hot else 1980
+                fake.spend(0.02 if hot else 0.01)
+                busy["last"] = fake.clock.now
+
+            yield dataclasses.replace(ready, step=step)
+
+    monkeypatch.setattr(ceiling_room, "ready_body", ready_body)
+
+
+@pytest.mark.parametrize("cold_seconds", [0.045, 0.055])
+def test_a_burst_is_the_fastest_steps_before_the_clock_falls_and_the_sustained_ceiling_those_after(
+    fake, monkeypatch, cold_seconds
+):
+    heating(fake, monkeypatch, cold_seconds)
+    ceiling, calibration = measure_ceilings(CUDA)
+    whole = 2 * 1024**3 / 0.01 / 1e12
+    assert ceiling.burst_tflops == {name: pytest.approx(whole) for name in ("FP16", "BF16", "TF32", "FP32")}
+    assert ceiling.tflops == {name: pytest.approx(whole / 2, rel=0.05) for name in ("FP16", "BF16", "TF32", "FP32")}
+    assert ceiling.sm_clock_mhz["FP16 matmul"] == 1350
+    assert ceiling.burst_clock_mhz == dict.fromkeys(BODIES[:4], 1980)
+    assert [body.burst_tflops for body in calibration.bodies[4:]] == [None, None]
+
+
+def test_a_burst_is_no_lower_than_what_is_sustained():
+    reading = dataclasses.replace(body(FP16_MATMUL, 86.0), tflops=700.0, burst_tflops=650.0)
+    assert ceilings([reading], 8192).burst_tflops == {"FP16": 700.0}
+
+
+def test_an_fp32_burst_in_tf32_is_no_ceiling():
+    reading = dataclasses.replace(body(FP32_MATMUL, 86.0), tflops=300.0, burst_tflops=350.0, relative_error=3e-4)
+    assert ceilings([reading], 8192).burst_tflops == {}
+
+
+def test_layers_are_held_against_the_burst_where_there_is_one():
+    found = Ceilings({"FP16": 658.0, "FP32": 51.0}, None, 8192, 1.0, burst_tflops={"FP16": 810.0})
+    assert [found.of_layers(name) for name in ("FP16", "FP32", "BF16")] == [(810.0, True), (51.0, False), (None, False)]
+
+
+def test_a_gpu_that_is_known_to_be_shared_runs_nothing_and_every_reading_has_that_reason(fake, monkeypatch):
+    monkeypatch.setattr(ceiling_room, "ready_body", None)
+    why = "the GPU was busy with other work before this run: active 60% of the time"
+    ceiling, calibration = measure_ceilings(CUDA, shared=why)
+    assert (ceiling.tflops, ceiling.burst_tflops, ceiling.copy_gbytes_per_second) == ({}, {}, None)
+    assert set(ceiling.reasons.values()) == {why}
+    assert (calibration.usable, calibration.reason) == (False, f"FP16 matmul: {why}")
+
+
+def test_ceilings_of_an_older_record_have_no_burst():
+    plain = saved._plain(dataclasses.asdict(ceilings(h100(), 8192)))
+    older = {name: value for name, value in plain.items() if not name.startswith("burst_")}
+    assert saved._typed(Ceilings, json.loads(json.dumps(older))).burst_tflops == {}
 
 
 def test_a_body_is_long_enough_for_gpm_however_short_it_was_asked_for(fake):
@@ -318,7 +384,7 @@ def test_another_process_leaves_no_ceiling_and_no_reading(fake):
     fake.processes = [1234567, *fake.processes]
     ceiling, calibration = measure_ceilings(CUDA)
     why = "1 other process(es) used this GPU meanwhile"
-    assert ceiling.tflops == {}
+    assert ceiling.tflops == ceiling.burst_tflops == ceiling.burst_clock_mhz == {}
     assert set(ceiling.reasons.values()) == {why}
     assert calibration.reason == f"FP16 matmul: {why}"
 

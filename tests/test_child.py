@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mpdiag.measure.child import Child, Reply, in_child
+from mpdiag.measure.memory import STOPPED, memory_of_arms, run_side_by_side
+from mpdiag.training.precision import Precision
 
 HERE = str(Path(__file__).parent)
 
@@ -49,6 +53,46 @@ def test_a_task_answers_from_another_process() -> None:
     assert reply.value is not None
     assert reply.value["twice"] == 42
     assert reply.value["pid"] != os.getpid()
+
+
+def test_half_an_answer_is_a_reason() -> None:
+    child = Child("child_tasks:double", {"number": 21}, 60)
+    child._process.wait()
+    Path(child._answer.name).write_text('{"value": {"twice": 4')
+    assert child.reply() == Reply(None, "the process that measures it left only a part of its answer")
+
+
+def test_a_signal_without_a_name_is_a_reason_too() -> None:
+    child = Child("child_tasks:slow", {}, 60)
+    child._process.send_signal(40)
+    assert (child.reply().reason or "").startswith("the process that measures it was killed by signal 40")
+
+
+def test_children_that_begin_while_all_are_ended_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped, begun = threading.Event(), []
+
+    class Noted(Child):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            begun.append(self)
+            if len(begun) == 2:  # the moment at which another thread stops them all
+                stopped.set()
+                begun[0].end()
+
+    monkeypatch.setattr("mpdiag.measure.memory.Child", Noted)
+    replies = run_side_by_side([{}] * 3, 60, "child_tasks:slow", stopped)
+    assert [reply.value for reply in replies] == [None] * 3
+    assert not any(alive(child._process.pid) for child in begun)
+
+
+def test_once_stopped_no_further_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpdiag.measure.memory.cannot_start_again", lambda job, device: None)
+    monkeypatch.setattr("mpdiag.measure.memory.Child", None)
+    stopped = threading.Event()
+    stopped.set()
+    arms = {"fp32": Precision("FP32"), "fp16": Precision("FP16")}
+    found = memory_of_arms(None, arms, 0, torch.device("cuda"), 60.0, 8, lambda line: None, None, stopped)  # type: ignore[arg-type] # no job is opened
+    assert all(use.reason == STOPPED for use in found.values())
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])

@@ -14,9 +14,20 @@ from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.gpu import GpuSharing
 from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
-from mpdiag.costs.tensor_cores import GpmEvidence
+from mpdiag.costs.tensor_cores import Calibration, GpmEvidence
 from mpdiag.costs.timing import ArmTime, Timing
-from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME, cost_comparisons, with_costs
+from mpdiag.measure.energy import ArmWindows, energy_from, gpm_from
+from mpdiag.verify.block_ratio import ratio_interval
+from mpdiag.verify.cost_ratios import (
+    ENERGY,
+    PEAK_MEMORY,
+    STEP_TIME,
+    TENSOR_CORE,
+    compare_step_times,
+    cost_comparisons,
+    with_costs,
+)
+from mpdiag.verify.energy_stage import with_left_out
 
 GB = 10**9
 
@@ -30,15 +41,17 @@ def timing(*arms, control=(10.0, 10.1, 10.0)):
     return Timing(arms, time("again", *control), 32, 3, True, 1.0)
 
 
-def joules(arm, value, interval=None, reason=None):
-    return EnergyUse(arm, value, interval, None, 3, 15.0, None, reason)
+def joules(arm, *windows, reason=None):
+    told = [each for each in windows if each is not None]
+    mean = sum(told) / len(told) if told else None
+    return EnergyUse(arm, mean, None, None, len(told), 15.0, None, reason, by_window=windows)
 
 
 def measured(**changed):
     whole = Costs(
         timing=timing(time("fp32", 10.0, 10.1, 9.9), time("fp16", 5.0, 5.1, 4.9), time("tf32", 7.0, 7.0, 7.0)),
         memory=(MemoryUse("fp32", "FP32", 8 * GB, 9 * GB), MemoryUse("fp16", "FP16", 6 * GB, 7 * GB)),
-        energy=(joules("fp32", 0.5, (0.49, 0.51)), joules("fp16", 0.2, (0.19, 0.21))),
+        energy=(joules("fp32", 0.49, 0.50, 0.51), joules("fp16", 0.198, 0.2, 0.202)),
         gpm=(GpmEvidence("fp16", True, 0.3, 0.4, 0.38, 0.04, 6.0, {"any_tensor": 0.3, "sm": 0.75}),),
     )
     return replace(whole, **changed)
@@ -70,12 +83,61 @@ def test_an_arm_that_is_only_timed_has_a_step_time_and_reasons_for_the_rest():
     assert of(measured(memory_reason="not one of the arms"), PEAK_MEMORY, "tf32").reason == "not one of the arms"
 
 
-def test_a_noisy_machine_decides_nothing_and_shows_the_ratio():
+def test_a_noisy_machine_tells_what_is_clear_of_its_noise_and_shows_the_rest():
+    fp32, again = (10.0, 10.2, 9.8, 10.1, 9.9), (11.0, 9.9, 10.8, 10.2, 10.9)
+    slow, near = time("fp16", 14.0, 13.2, 13.9, 14.2, 13.5), time("bf16", 10.9, 10.8, 11.2, 10.7, 11.0)
+    costs = measured(timing=timing(time("fp32", *fp32), slow, near, control=again))
+    found = of(costs, STEP_TIME)
+    assert (found.verdict, found.reason) == ("worse", None)
+    assert found.interval[0] > 1.25
+    found = of(costs, STEP_TIME, "bf16")
+    assert (found.verdict, found.difference) == ("inconclusive", pytest.approx(1.09, abs=0.01))
+    assert found.reason == "FP32 against itself strays by up to 13.7% here, and the interval is not clear of that"
+    assert against(costs, "fp32")["again"].reason.endswith("here: too noisy to tell small differences")
+
+
+def test_a_noisy_machine_never_says_that_two_arms_are_equal():
+    fp32 = (10.0, 10.2, 9.8, 10.1, 9.9)
+    again = (11.0, 9.9, 10.8, 10.2, 10.9)
+    assert of(measured(timing=timing(time("fp32", *fp32), time("fp16", *fp32), control=again)), STEP_TIME).verdict == (
+        "inconclusive"
+    )
+
+
+def test_without_enough_blocks_of_fp32_against_itself_no_ratio_is_told():
     arms = measured().timing.arms
-    found = of(measured(timing=timing(*arms, control=(10.6, 10.7, 10.5))), STEP_TIME)
-    assert found.verdict == "inconclusive"
-    assert found.difference == pytest.approx(0.5, rel=0.01)
-    assert "FP32 against itself reads x1.06" in found.reason
+    found = of(measured(timing=timing(*arms, control=(10.0, None, 10.1))), STEP_TIME)
+    assert (found.verdict, found.reason) == (
+        "inconclusive",
+        "FP32 against itself has too few blocks to tell the machine's noise",
+    )
+    assert found.interval is not None
+
+
+BROKE = "RuntimeError: CUDA error at step 40"
+
+
+@pytest.mark.parametrize("which", ["fp32", "fp16", "again"])
+def test_an_arm_that_raised_halfway_is_shown_and_not_judged(which):
+    ms = {"fp32": 10.0, "fp16": 5.0, "again": 10.0}
+    taken = {name: (value,) * 3 + ((None,) * 5 if name == which else (value,) * 5) for name, value in ms.items()}
+    fp32, fp16, again = (time(name, *taken[name], reason=BROKE if name == which else None) for name in ms)
+    found = of(measured(timing=Timing((fp32, fp16), again, 32, 8, True, 1.0)), STEP_TIME)
+    assert (found.verdict, found.difference) == ("inconclusive", pytest.approx(0.5))
+    assert found.reason == f"{which} failed after 3 of 8 blocks: {BROKE}"
+
+
+def test_another_arm_that_raised_halfway_undecides_no_other_ratio():
+    arms = (*measured().timing.arms[:2], time("tf32", 7.0, 7.0, None, reason=BROKE))
+    assert of(measured(timing=timing(*arms)), STEP_TIME).verdict == "better"
+
+
+def test_a_reference_that_was_not_timed_is_the_reason_by_its_name():
+    lost = "the GradScaler skipped steps in all 3 blocks"
+    costs = measured(
+        timing=timing(time("fp32", 10.0, 10.0, 10.0), time("fp16", reason=lost), time("bf16", 6.0, 6.0, 6.0))
+    )
+    assert compare_step_times(costs, "fp16", "bf16").reason == f"fp16: {lost}"
 
 
 def test_a_busy_gpu_decides_nothing_about_time():
@@ -152,35 +214,56 @@ def test_memory_that_a_child_could_not_measure_has_the_childs_reason():
     assert (found.verdict, found.reason) == ("not-measured", "was killed by SIGKILL")
 
 
-def test_energy_has_the_interval_of_both_arms_at_their_worst():
+def test_an_energy_ratio_is_the_geometric_mean_of_paired_windows_with_its_interval():
     found = of(measured(), ENERGY)
-    assert found.difference == pytest.approx(0.4)
-    assert found.interval == (pytest.approx(0.19 / 0.51), pytest.approx(0.21 / 0.49))
-    assert found.verdict == "better"
+    assert found.difference == pytest.approx((0.198 / 0.49 * 0.2 / 0.5 * 0.202 / 0.51) ** (1 / 3))
+    assert found.interval == pytest.approx(ratio_interval([0.198 / 0.49, 0.2 / 0.5, 0.202 / 0.51]))
+    assert (found.verdict, found.reason) == ("better", None)
+    assert found.candidate_value / found.baseline_value == pytest.approx(found.difference)
 
 
-def test_one_window_of_energy_decides_nothing():
-    energy = tuple(replace(use, windows=1) for use in (joules("fp32", 0.5), joules("fp16", 0.2)))
+def test_what_drifts_over_the_rounds_is_not_in_the_ratio():
+    # each arm's own interval is 20 % wide; of the ratio it is 1 %
+    energy = (joules("fp32", 0.50, 0.52, 0.54), joules("fp16", 0.470, 0.487, 0.508))
     found = of(measured(energy=energy), ENERGY)
-    assert (found.verdict, found.interval) == ("inconclusive", None)
+    assert (found.verdict, found.difference) == ("better", pytest.approx(0.939, abs=0.001))
+
+
+def test_a_lost_window_of_energy_takes_its_round_out_of_both_arms():
+    energy = (joules("fp32", 0.50, 0.60, None, 0.70, 0.80), joules("fp16", 0.25, 0.30, 0.35, None, 0.40))
+    found = of(measured(energy=energy), ENERGY)
+    assert (found.difference, found.interval) == (pytest.approx(0.5), pytest.approx((0.5, 0.5)))
+
+
+def test_fewer_than_three_paired_windows_of_energy_decide_nothing():
+    found = of(measured(energy=(joules("fp32", 0.5), joules("fp16", 0.2))), ENERGY)
+    assert (found.verdict, found.interval, found.difference) == ("inconclusive", None, pytest.approx(0.4))
     assert found.reason == "one window an arm gives no interval"
-    two = tuple(replace(use, windows=2) for use in energy)
-    assert of(measured(energy=two), ENERGY).reason == "2 windows an arm give no interval"
+    energy = (joules("fp32", 0.5, None, 0.5), joules("fp16", 0.2, 0.2, 0.2))
+    assert of(measured(energy=energy), ENERGY).reason == "2 paired windows give no interval"
 
 
-@pytest.mark.parametrize("interval", [(0.0, 0.4), (-0.1, 0.5)])
-def test_energy_whose_interval_reaches_nothing_has_no_interval_of_the_ratio(interval):
-    for energy in (
-        (joules("fp32", 0.2, interval), joules("fp16", 0.2, (0.19, 0.21))),
-        (joules("fp32", 0.2, (0.19, 0.21)), joules("fp16", 0.2, interval)),
-    ):
-        found = of(measured(energy=energy), ENERGY)
-        assert (found.verdict, found.interval, found.difference) == ("inconclusive", None, 1.0)
-        assert "down to nothing" in found.reason
+def test_energy_of_a_record_without_windows_still_has_its_ratio():
+    energy = tuple(replace(use, by_window=()) for use in (joules("fp32", 0.5), joules("fp16", 0.2)))
+    found = of(measured(energy=energy), ENERGY)
+    assert (found.verdict, found.interval, found.difference) == ("inconclusive", None, pytest.approx(0.4))
+
+
+def test_an_arm_left_out_of_the_energy_windows_has_the_real_reason_and_not_that_it_is_no_candidate():
+    run = ArmWindows({"fp32": [], "fp16": []}, {"fp32": 8, "fp16": 8}, GpuSharing(0, 0.0, False, 2.5, "rule"), {})
+    windows = with_left_out(run, ("fp32", "fp16", "bf16"))
+    calibration = Calibration((), True, 0.04, 0.02, 0.86, "rule")
+    costs = measured(
+        energy=(*measured().energy, energy_from(windows)[-1]), gpm=(*measured().gpm, gpm_from(windows, calibration)[-1])
+    )
+    why = "left out, so that the other arms have 3 windows each in the time budget"
+    assert (of(costs, ENERGY, "bf16").verdict, of(costs, ENERGY, "bf16").reason) == ("not-measured", why)
+    (found,) = with_costs([trial("bf16", 0)], costs)
+    assert {key: found.not_measured[key] for key in (ENERGY, TENSOR_CORE)} == {ENERGY: why, TENSOR_CORE: why}
 
 
 def test_energy_without_a_counter_says_why():
-    energy = (joules("fp32", None, reason="no energy counter"), joules("fp16", None, reason="no energy counter"))
+    energy = (joules("fp32", reason="no energy counter"), joules("fp16", reason="no energy counter"))
     assert of(measured(energy=energy), ENERGY).reason == "no energy counter"
 
 
@@ -198,7 +281,8 @@ def test_nothing_measured_is_never_a_number():
 
 def test_the_first_trial_of_an_arm_carries_what_its_arm_costs():
     first, second = with_costs([trial("fp16", 0), trial("fp16", 1)], measured())
-    assert (first.step_time_ms, first.peak_memory_bytes, first.energy_joules_per_sample) == (5.0, 6 * GB, 0.2)
+    assert (first.step_time_ms, first.peak_memory_bytes) == (5.0, 6 * GB)
+    assert first.energy_joules_per_sample == pytest.approx(0.2)
     assert (first.tensor_core, first.timed_steps) == ({"any_tensor": 0.3, "sm": 0.75}, 30)
     assert second.step_time_ms is None
 

@@ -47,7 +47,8 @@ def run(tmp_path):
 
 
 def measured(run, seconds=20.0, asked=CostsAsked()):  # noqa: B008 # frozen
-    run.run(run.job.start(0, 2), seconds, lambda line: None, asked)
+    run.asked = asked
+    run.run(run.job.start(0, 2), seconds, lambda line: None)
     return run.record()
 
 
@@ -78,6 +79,17 @@ def test_the_largest_batch_has_its_time_also_where_nothing_of_the_budget_is_left
     costs = measured(run, seconds=0.0, asked=CostsAsked(largest_batch=True))
     assert [found.arm for found in costs.largest_batch] == ["fp32", "fp16"]
     assert all(seconds >= 60.0 for seconds in given)
+
+
+def test_the_seconds_of_the_largest_batch_are_told_apart(run, monkeypatch):
+    def find(job, precision, seed, device, seconds, limit, report, arm):
+        time.sleep(0.2)
+        return LargestBatch(arm, precision.name, batch=8)
+
+    monkeypatch.setattr("mpdiag.verify.batch_stage.find_largest_batch", find)
+    costs = measured(run, seconds=0.0, asked=CostsAsked(largest_batch=True))
+    assert costs.largest_batch_seconds >= 0.4
+    assert costs.seconds < 0.2
 
 
 def test_arms_that_take_too_long_to_warm_up_are_not_timed_the_least_needed_first():
@@ -166,7 +178,7 @@ def test_memory_that_fails_leaves_time(run, monkeypatch):
     def fails(*given, **named):
         raise OSError("no more processes")
 
-    monkeypatch.setattr(cost_run, "memory_of_arms", fails)
+    monkeypatch.setattr("mpdiag.verify.memory_stage.memory_of_arms", fails)
     costs = measured(run, seconds=60.0)
     assert "no more processes" in costs.memory_reason
     assert costs.timing is not None
@@ -174,8 +186,8 @@ def test_memory_that_fails_leaves_time(run, monkeypatch):
 
 def test_memory_measured_beside_the_training_is_waited_for(run, monkeypatch):
     use = MemoryUse("fp32", "FP32", 2**30, 2**31)
-    monkeypatch.setattr(cost_run, "memory_of_arms", lambda *given, **named: {"fp32": use})
-    run._begin_memory(8, 10.0, lambda line: None, None)
+    monkeypatch.setattr("mpdiag.verify.memory_stage.memory_of_arms", lambda *given, **named: {"fp32": use})
+    run._memory.begin(run._told(), 8, 10.0, lambda line: None)
     assert measured(run).memory == (use,)
 
 
@@ -220,8 +232,30 @@ def test_ceilings_take_at_most_eight_seconds_and_at_least_half_of_that(run, monk
     assert given[1:] in ([], [4.0])
 
 
-def test_windows_count_what_building_their_arms_takes(run):
-    run._until = time.perf_counter() + 100.0
-    assert run._windows(2, 0.0) == (3, 5.0)
-    assert run._windows(2, 4.0) == (3, 2.1)
-    assert run._windows(2, 9.0) == (1, 2.1)
+def test_the_control_is_measured_only_where_that_is_asked_for(run):
+    assert [arm.arm for arm in measured(run).timing.arms] == ["fp32", "fp16", "tf32"]
+    costs = measured(run.__class__(run.job, ARMS, CPU, 0, lambda: None), seconds=40.0, asked=CostsAsked(controls=True))
+    assert [arm.arm for arm in costs.timing.arms] == ["fp32", "fp16", "tf32", "fp16-pure"]
+    assert [use.arm for use in costs.memory] == ["fp32", "fp16", "fp16-pure"]
+    assert [each.arm for each in costs.kernels] == ["fp32", "fp16"]
+
+
+def test_energy_is_measured_before_any_trace(run, monkeypatch):
+    """torch.profiler slows whatever its process launches afterwards."""
+    order = []
+    real = cost_run.windows_of_arms
+
+    def windows(*given):
+        order.append("energy")
+        return real(*given)
+
+    def trace(run, **given):
+        order.append("trace")
+        raise ValueError("the trace is no JSON")
+
+    monkeypatch.setattr(cost_run, "windows_of_arms", windows)
+    monkeypatch.setattr(cost_run, "trace_arm", trace)
+    costs = measured(run, seconds=60.0)
+    assert order == ["energy", "trace", "trace"]
+    assert {each.reason for each in costs.kernels} == {"ValueError: the trace is no JSON"}
+    assert costs.counters_reason or costs.counters  # what comes after a trace that failed is not lost

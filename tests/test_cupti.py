@@ -20,12 +20,12 @@ from mpdiag.device import cupti_structs as blocks
 from mpdiag.device.bodies import Body
 from mpdiag.device.cupti import END_OTHERS, PERMIT, Cupti, CuptiRefusedError, privileges
 from mpdiag.measure import counters
+from mpdiag.measure.again import cannot_start_again, request_for
 from mpdiag.measure.child import Reply, in_child
 from mpdiag.measure.counters import (
     CONSTANTS,
     INSTRUCTIONS,
     KNOWN_SIZE,
-    NO_TARGET,
     count,
     counters_of_arm,
     evidence_of,
@@ -382,19 +382,18 @@ def job(tmp_path):
 
 def test_on_a_cpu_counters_need_a_gpu(job):
     found = counters_of_arm("fp16", job, FP16_AUTOCAST, 0, CPU)
-    assert found == CounterEvidence("fp16", None, reason="needs a CUDA GPU")
+    assert found == CounterEvidence("fp16", None, reason="needs a CUDA GPU; this run was on the CPU")
 
 
 def test_a_job_given_as_an_object_cannot_be_counted(job):
     found = counters_of_arm("fp16", dataclasses.replace(job, target=""), FP16_AUTOCAST, 0, CUDA)
-    assert (found.operations, found.reason) == (None, NO_TARGET)
+    assert (found.operations, found.reason) == (None, cannot_start_again(dataclasses.replace(job, target=""), CUDA))
 
 
 def test_the_child_answers_with_a_reason_where_nothing_can_be_counted(job):
     if torch.cuda.is_available():
         pytest.skip("here it can")
-    precision = counters.as_dict(dataclasses.replace(FP16_AUTOCAST, autocast=None))
-    request = {"target": job.target, "start_from": None, "precision": precision, "seed": 0, "device": "cpu"}
+    request = request_for(job, dataclasses.replace(FP16_AUTOCAST, autocast=None), 0, CPU, None)
     found = evidence_of("fp16", in_child("mpdiag.measure.counters:count_step", request, 120))
     assert found.operations is None
     assert found.reason.startswith(("CUPTI is not there: libcupti.so.", "cuptiProfilerInitialize returned "))

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils import _pytree as pytree
 
 from mpdiag.target.batches import tensors_in
+from mpdiag.training.cuda_regions import cuda_regions_on_cpu
 from mpdiag.training.emulation import cuda_policy
 
 HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
@@ -649,6 +650,14 @@ def test_an_island_as_a_decorator_computes_in_fp32():
             return x(2, 3) @ x(3, 4)
 
         assert forward().dtype == FP32
+
+
+def test_regions_on_cuda_are_the_cpus_only_within_a_cpu_run():
+    init = torch.autocast.__init__
+    with cuda_regions_on_cpu(), region():
+        assert (torch.autocast("cuda").device, torch.autocast("cuda", HALF)._enabled) == ("cpu", True)
+        assert torch.autocast("cpu", BF16, False)._enabled is False
+    assert torch.autocast.__init__ is init
 
 
 def test_an_island_in_another_type_computes_in_that_type():

@@ -20,6 +20,7 @@ from fake_nvml import AT_REST, CUDA, FakeNvml, install
 from mpdiag import saved
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.tensor_cores import BodyReading, Calibration
+from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.errors import UserCodeError
 from mpdiag.measure.energy import ROUNDS, SECONDS, energy_from, gpm_from, interval_of_mean, windows_of_arms
 from mpdiag.measure.turns import turns_of
@@ -243,6 +244,48 @@ def test_a_skipped_step_is_noted(runs):
     fp32, fp16 = energy_of_arms(runs, CUDA, 5.0, 2)
     assert fp32.note is None
     assert fp16.note == "steps were skipped in 2 of the windows; a skipped step takes less"
+
+
+# beside the timing
+
+
+def timing_of(**milliseconds):
+    arms = tuple(ArmTime(arm, arm, ms, None, None) for arm, ms in milliseconds.items())
+    return Timing(arms, ArmTime("again", "fp32", None, None, None), 32, 3, True, 1.0)
+
+
+def test_a_record_has_the_step_time_of_its_windows(runs):
+    fp32, fp16 = energy_of_arms(runs, CUDA, 5.0, 3)
+    assert (fp32.step_time_ms, fp16.step_time_ms) == (pytest.approx(125.0, rel=1e-3), pytest.approx(62.5, rel=1e-3))
+
+
+def test_windows_whose_steps_took_as_long_as_the_timed_ones_have_no_note(runs):
+    found = energy_from(windows(runs), timing_of(fp32=125.0 / 1.09, fp16=62.5 / 0.91))
+    assert [use.note for use in found] == [None, None]
+    assert [use.note for use in energy_from(windows(runs))] == [None, None]
+
+
+def test_windows_of_a_slower_or_faster_loop_than_the_timed_one_say_so(runs):
+    runs["fp16"].skips = True
+    fp32, fp16 = energy_from(windows(runs, 2), timing_of(fp32=100.0, fp16=75.0))
+    assert fp32.note == "a step took 125 ms in these windows, x1.25 the 100 ms it was timed at"
+    skipped = "steps were skipped in 2 of the windows; a skipped step takes less"
+    assert fp16.note == f"{skipped}; a step took 62.5 ms in these windows, x0.83 the 75 ms it was timed at"
+
+
+def test_an_arm_that_was_not_timed_has_no_note(runs):
+    fp32, fp16 = energy_from(windows(runs), timing_of(fp32=None))
+    assert (fp32.note, fp16.note) == (None, None)
+
+
+def test_a_lost_window_keeps_its_place_among_the_rounds(runs):
+    found = windows(runs)
+    found.arms["fp16"][1].block.reading.energy_joules = None
+    fp32, fp16 = energy_from(found)
+    assert len(fp32.by_window) == len(fp16.by_window) == 3
+    assert fp16.by_window[1] is None
+    assert (fp16.windows, fp16.interval) == (2, None)
+    assert fp16.joules_per_sample == pytest.approx((fp16.by_window[0] + fp16.by_window[2]) / 2)
 
 
 # the same windows for tensor cores

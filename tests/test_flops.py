@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -261,3 +262,58 @@ def test_counting_leaves_the_gradients_as_they_were():
 
     count(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), 3, 4, loss=losses)
     assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+
+
+# batches that differ
+
+
+def rows_job(*rows: int, forward: Callable[[nn.Module, Any], Any] | None = None) -> Job:
+    """A Linear of 8 to 16 without a bias, on batches of so many rows."""
+
+    def losses(model, batch):
+        yield "loss", (forward(model, batch) if forward else model(batch)).square().mean()
+
+    made = job(lambda: nn.Linear(8, 16, bias=False), lambda: None, losses)
+    return dataclasses.replace(made, train_batches=lambda: [torch.randn(count, 8) for count in rows])
+
+
+def counted(each: Job, batches: int) -> Flops:
+    return flops_of(each, each.start(0, batches), CPU)
+
+
+def test_batches_of_several_lengths_count_as_their_mean():
+    found = counted(rows_job(2, 30, 4), 3)
+    one = 2 * 8 * 16
+    assert found.by_batch == (2 * 2 * one, 2 * 30 * one, 2 * 4 * one)  # forward and the weight's gradient
+    assert found.varied
+    assert found.forward == found.backward == 12 * one
+    assert found.by_module == {"": (12 * one, 12 * one)}
+    assert found.by_op == {"aten.mm": 24 * one}
+
+
+def test_only_batches_that_a_timed_run_rotates_are_counted():
+    found = counted(rows_job(*[1] * 8, 1000), 9)
+    assert (found.by_batch, found.varied) == ((512, 512), False)
+    assert len(counted(rows_job(2, *[1] * 20), 21).by_batch) == 8
+
+
+def test_batches_of_one_shape_are_counted_twice_and_all_where_the_two_differ():
+    assert counted(rows_job(3, 3, 3, 3), 4).by_batch == (2 * 3 * 256,) * 2
+    assert counted(rows_job(3), 1).by_batch == (2 * 3 * 256,)
+    lengths = iter([3, 1, 2, 3])  # as if each batch told how much of it is padding
+    found = counted(rows_job(3, 3, 3, 3, forward=lambda model, batch: model(batch[: next(lengths)])), 4)
+    assert found.by_batch == tuple(2 * rows * 256 for rows in (3, 1, 2, 3))
+
+
+def test_batches_of_other_shapes_and_equal_flops_do_not_differ():
+    found = counted(rows_job(4, 4, forward=lambda model, batch: model(batch)), 2)
+    assert not found.varied
+    assert (found.forward, found.corrections) == (4 * 256, ())
+
+
+def test_a_correction_with_its_numbers_is_of_the_first_batch_where_they_differ():
+    each = job(lambda: convolution(groups=8), lambda: None)
+    each = dataclasses.replace(each, train_batches=lambda: [torch.randn(n, 4, 10, 10) for n in (2, 3)])
+    (told,) = counted(each, 2).corrections
+    assert told.startswith(f"backward of grouped convolutions: {2 * (2 * 2 * 8 * 8 * 16 * 9):,} (")
+    assert told.endswith(", in the first batch")

@@ -213,6 +213,39 @@ def test_the_reasons_are_told_largest_first_and_with_the_rest_add_up_to_the_gap(
     assert not words.halved
 
 
+RESNET = (  # a ResNet-50's two splits, but for what they have alike
+    MemorySplit(98 * MIB, 0, 98 * MIB, 0, 0, {"float32": 9 * GIB, "int64": 98 * MIB}),
+    MemorySplit(
+        98 * MIB, 0, 98 * MIB, 0, 0, {"float32": 458 * 1024, "float16": 9 * GIB // 2, "int64": 98 * MIB}, 49 * MIB
+    ),
+)
+
+
+def test_activations_that_are_neither_type_are_named_where_they_are_what_did_not_shrink():
+    (words,) = half_words((use("fp32", RESNET[0]), use("fp16", RESNET[1])))
+    (told,) = [each for each in words.reasons if each.text.startswith("activations")]
+    assert told.brief.replace(THIN, " ") == "98.0 MiB of activations are int64"
+    assert told.text.replace(THIN, " ").endswith("; 98.0 MiB of them are int64")
+    assert "FP32" not in told.text
+
+
+def test_the_larger_of_the_types_that_did_not_shrink_is_named_first():
+    indices = dataclasses.replace(HALF, activations_bytes={"float32": GIB, "float16": 4 * GIB, "int64": 2 * GIB})
+    (words,) = half_words((BOTH[0], use("fp16", indices)))
+    told = next(each for each in words.reasons if each.text.startswith("activations"))
+    assert told.brief.replace(THIN, " ") == "2.0 GiB of activations are int64"
+    assert "2.0 GiB of them are int64; 1.0 GiB of them stay in FP32 (norms, softmax, loss)" in told.text.replace(
+        THIN, " "
+    )
+
+
+def test_a_sliver_of_fp32_is_no_reason():
+    sliver = dataclasses.replace(HALF, activations_bytes={"float32": 458 * 1024, "float16": 6 * GIB})
+    (words,) = half_words((BOTH[0], use("fp16", sliver)))
+    told = next(each for each in words.reasons if each.text.startswith("activations"))
+    assert "FP32" not in told.text + told.brief
+
+
 def test_the_page_gives_the_ratio_beside_the_foretold_one():
     shown = text(page(*BOTH))
     assert "fp16 : ×0.75 of FP32's peak; ×0.64 if all activations and their gradients took half" in shown

@@ -202,9 +202,10 @@ def test_a_non_finite_loss_is_null_in_the_figure() -> None:
 
 @pytest.mark.parametrize(
     ("fraction", "text"),
-    [(0.0, "0"), (1e-9, "<0.01"), (0.0003, "0.03"), (0.124, "12.4"), (0.9999, ">99.9"), (1.0, "100")],
-)
-def test_a_share_is_never_rounded_to_zero_or_to_all(fraction: float, text: str) -> None:
+    [(0.0, "0"), (1e-9, "<0.01"), (0.0003, "0.03"), (0.124, "12.4"), (0.9999, ">99.9"), (1.0, "100"),
+     (1 + 1e-15, "100"), (1.006, "100.6"), (1.217, "121.7")],
+)  # fmt: skip
+def test_a_share_is_never_rounded_to_zero_or_to_all_and_never_cut_off(fraction: float, text: str) -> None:
     assert html_numbers.share(fraction) == f"{text}{THIN}%"
 
 

@@ -55,7 +55,7 @@ def test_a_part_too_small_for_a_pixel_is_still_seen():
 def test_layers_are_rows_with_their_answer_rate_reason_and_gain():
     shown = text(page(FP16))
     assert "blocks. 0. &lt;/script&gt; Linear 1 2 30.0" in shown
-    assert f"350{THIN}TFLOP/s, 58.0{THIN}% of the ceiling" in shown
+    assert f"350{THIN}TFLOP/s, 58.0{THIN}% of the sustained ceiling" in shown
     assert (
         f"7x9x8 takes 9{THIN}µs alone, 3{THIN}µs as 8x16x8. pad vocab : 0.5 ms of kernel time a step, measured" in shown
     )
@@ -124,13 +124,16 @@ def test_a_gain_says_how_it_is_known(gain, source, words):
 WAITS = WhyNot("launch-bound", "the GPU is busy 10%", "a larger batch", None, "not measured: at most 2 ms")
 
 
-def test_in_a_step_that_waits_for_the_host_kernel_time_is_no_gain():
-    arm = dataclasses.replace(FP16, findings=(WAITS, *FP16.findings))
+@pytest.mark.parametrize("code", ["launch-bound", "gpu-waits"])
+def test_in_a_step_that_waits_for_the_host_kernel_time_is_no_gain(code):
+    arm = dataclasses.replace(FP16, findings=(dataclasses.replace(WAITS, code=code), *FP16.findings))
     assert missed(arm) == []
     shown = text(page(arm))
     assert "Layers worth mending" not in shown
     assert "one region: " in shown
-    assert "0.5 ms of kernel time a step, measured, and none of the step, which waits for the host" in shown
+    assert (
+        "0.5 ms of kernel time a step, measured, and little or none of the step, whose GPU waits for the host" in shown
+    )
     assert gain_in_words(WhyNot("x", "", "", 0.2, "arm"), waiting=True) == (
         "0.2 ms of a step, measured with an arm of its own"
     )
@@ -139,20 +142,60 @@ def test_in_a_step_that_waits_for_the_host_kernel_time_is_no_gain():
 CEILINGS = Ceilings(
     {"FP16": 742.0, "FP32": 51.9}, 2890.0, 8192, 3.6, {"FP16 matmul": 1755, "copy": 1980}, {},
     {"FP16 matmul": ("power cap",)}, {"BF16": "no room"}, {"FP16 matmul": 1.1, "copy": 0.4},
-    {"FP16 matmul": "a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap)"},
+    {"FP16 matmul": "not steady yet: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap)"},
+    {"FP16": 812.0}, {"FP16 matmul": 1965},
 )  # fmt: skip
 
 
-def test_ceilings_stand_with_their_window_and_clock_and_a_burst_is_called_one():
-    burst = "a burst: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap); longer work is slower"
+def test_ceilings_stand_with_their_window_and_clock_beside_the_burst():
+    held = "not steady yet: the clock fell from 1,980 to 1,755 MHz within 1.1 s (power cap); longer work is slower"
+    burst = f"812{THIN}TFLOP/s at 1,965{THIN}MHz"
     assert ceiling_rows(CEILINGS) == (
-        CeilingRow("FP16", f"742{THIN}TFLOP/s", f"1.1{THIN}s", f"1,755{THIN}MHz", burst),
+        CeilingRow("FP16", f"742{THIN}TFLOP/s", f"1.1{THIN}s", f"1,755{THIN}MHz", held, burst),
         CeilingRow("FP32", f"51.9{THIN}TFLOP/s", None, None, ""),
         CeilingRow("copy", f"2,890{THIN}GB/s", f"0.4{THIN}s", f"1,980{THIN}MHz", ""),
     )
     assert ceiling_rows(None) == ceiling_rows(Ceilings({}, None, None, 0.0, reasons={"FP16": "no room"})) == ()
     shown = _environment().get_template("tensor_cores.html").render(**tensor_core_context([FP16], None, None, CEILINGS))
     assert shown.index("as this GPU reached it") < shown.index("742") < shown.index("longer work is slower")
+
+
+def rates(arm: ArmKernels, ceilings: Ceilings | None = CEILINGS) -> list[str]:
+    """The arm's own rate and those of its layers, as text."""
+    view = tensor_core_view([arm], None, ceilings).arms[0]
+    return [text(str(rate)) for rate in (view.rate, *(row.rate for row in view.rows)) if rate is not None]
+
+
+def test_a_step_is_held_against_the_sustained_ceiling_and_a_layer_against_the_burst_and_none_is_cut_at_100():
+    fast = dataclasses.replace(LAYERS[0], tflops_per_s=800.0, of_ceiling=800 / 812, of_burst=True)
+    assert rates(dataclasses.replace(FP16, layers=(fast,))) == [
+        f"120{THIN}TFLOP/s, 20.0{THIN}% of the sustained ceiling",
+        f"800{THIN}TFLOP/s, 98.5{THIN}% of the burst ceiling",
+    ]
+    beyond = dataclasses.replace(fast, of_ceiling=1.06)
+    older = dataclasses.replace(LAYERS[0], tflops_per_s=800.0, of_ceiling=1.217)
+    assert rates(dataclasses.replace(FP16, of_ceiling=1.004, layers=(beyond, older))) == [
+        f"120{THIN}TFLOP/s, 100.4{THIN}% of the sustained ceiling: beyond it, which was held down (power cap)",
+        f"800{THIN}TFLOP/s, 106.0{THIN}% of the burst ceiling: beyond it, in a shape or by an algorithm that is faster "
+        "than the ceiling's product",
+        f"800{THIN}TFLOP/s, 121.7{THIN}% of the sustained ceiling: beyond it, which was held down (power cap)",
+    ]
+    assert rates(dataclasses.replace(FP16, layers=(older,)), None)[1].endswith(
+        "sustained ceiling: beyond it, as a short load can be"
+    )
+
+
+def test_an_arm_on_a_shared_gpu_is_marked():
+    shown = text(page(dataclasses.replace(FP16, shared="the GPU was busy with <other> work")))
+    assert "Not this run’s alone: the GPU was busy with &lt;other&gt; work." in shown
+    assert "Not this run’s alone" not in text(page(FP16))
+
+
+def test_flops_of_batches_that_differ_are_called_a_mean():
+    assert "That is a mean: 3 batches take 1 GFLOP to 5 GFLOP." in text(
+        page(FP16, flops=dataclasses.replace(FLOPS, by_batch=(10**9, 5 * 10**9, 3 * 10**9)))
+    ).replace(THIN, " ")
+    assert "That is a mean" not in text(page(FP16, flops=dataclasses.replace(FLOPS, by_batch=(5, 5))))
 
 
 def line(**changes: Any) -> str | None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from mpdiag.advice import advise
 from mpdiag.advice.islands import gradient_candidates, overflowing_layers
 from mpdiag.capture.autocast_types import observe
 from mpdiag.capture.run import Observation, observe_training
+from mpdiag.costs.record import Costs
+from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.diagnosis import Advice, Capture, Comparison, Finding, LossScaleAdvice, SelfTest, TensorKind, Trial
 from mpdiag.errors import UsageError
 from mpdiag.foretold import Prediction
@@ -42,6 +45,7 @@ from mpdiag.training.precision import FP16_AUTOCAST, Precision
 from mpdiag.training.session import open_session
 from mpdiag.verify import island_gradients
 from mpdiag.verify.arms import arms_for
+from mpdiag.verify.block_ratio import ratio_interval
 from mpdiag.verify.compare import compare_arms
 from mpdiag.verify.island_gradients import dead_gradients, with_live_gradients
 from mpdiag.verify.island_search import IslandSearch, costed, islands_wanted, search_islands, with_islands
@@ -897,26 +901,48 @@ def test_where_the_plan_fails_too_bf16_is_the_way_out():
     assert verdict_with(fp16=NAN, fp16_plan=NAN, bf16=1.0)[0::2] == ("go-with-changes", "bf16")
 
 
-def timed(arm: str, milliseconds: float, **reasons: str) -> Trial:
-    return Trial(arm, "", False, 0, 1, (), step_time_ms=milliseconds, not_measured=reasons)
+def timed(**blocks_ms: tuple[float, ...] | str) -> Costs:
+    """What was timed in turns beside FP32; a text is why an arm was not."""
+    arms = [
+        ArmTime(arm, arm, None, None, None, reason=blocks)
+        if isinstance(blocks, str)
+        else ArmTime(arm, arm, blocks[0], None, None, blocks, len(blocks))
+        for arm, blocks in (("fp32", (20.0, 20.0, 20.0)), *((a.replace("_", "-"), b) for a, b in blocks_ms.items()))
+    ]
+    again = ArmTime("again", "fp32", 20.0, None, None, (20.0, 20.1, 19.9), 3)
+    return Costs(timing=Timing(tuple(arms), again, 8, 3, True, 1.0))
 
 
-def test_the_speed_lost_is_the_arms_step_time_over_plain_fp16s():
-    found = costed(PLAN, (timed("fp16", 10.0), timed("fp16-plan", 10.5), timed("fp16-unscaled", 9.0)))
-    assert (found.step_time_ratio, found.step_time_reference, found.step_time_reason) == (1.05, "fp16", None)
+def test_the_speed_lost_is_the_arms_step_time_over_plain_fp16s_block_by_block():
+    found = costed(PLAN, timed(fp16=(10.0, 11.0, 12.0), fp16_plan=(10.5, 11.6, 12.6), bf16=(9.0, 9.0, 9.0)))
+    assert found.step_time_ratio == pytest.approx((1.05 * 11.6 / 11 * 1.05) ** (1 / 3))
+    assert found.step_time_interval == pytest.approx(ratio_interval([1.05, 11.6 / 11, 1.05]))
+    assert (found.step_time_reference, found.step_time_reason) == ("fp16", None)
 
 
-def test_steps_that_plain_fp16_skipped_are_no_measure_of_speed():
-    skipped = timed("fp16", 5.0, step_time_note="steps were skipped while timing; a skipped step is shorter")
-    found = costed(PLAN, (skipped, timed("fp16-plan", 10.5), timed("fp16-unscaled", 10.0)))
-    assert (found.step_time_ratio, found.step_time_reference, found.step_time_reason) == (1.05, "fp16-unscaled", None)
-    alone = costed(PLAN, (skipped, timed("fp16-plan", 10.5)))
-    reason = "FP16 without the plan was not timed on steps that it did not skip"
-    assert (alone.step_time_ratio, alone.step_time_reference, alone.step_time_reason) == (None, None, reason)
+def test_a_speed_lost_that_is_undecided_says_why_beside_the_ratio():
+    found = costed(PLAN, timed(fp16=(10.0, 10.0, 10.0), fp16_plan=(10.1, 10.6, 10.9)))
+    assert found.step_time_reason == "the interval is neither within 3% of 1 nor clear of it"
+    diagnosis = SimpleNamespace(advice=SimpleNamespace(plan=found), verification=None)
+    told = island_sentences(diagnosis)[-1]
+    assert told.startswith("speed lost by it: a step takes 5.3 % longer than in FP16 without it (fp16), x1.053 (95 % ")
+    assert told.endswith(f"); undecided: {found.step_time_reason}")
+
+
+def test_where_fp16_skipped_every_step_the_speed_lost_has_no_measure():
+    lost = "the GradScaler skipped steps in all 3 blocks"
+    found = costed(PLAN, timed(fp16=lost, fp16_plan=(10.5, 10.5, 10.5)))
+    assert (found.step_time_ratio, found.step_time_reference, found.step_time_reason) == (None, None, f"fp16: {lost}")
+
+
+def test_a_plan_that_was_not_trained_keeps_saying_so():
+    found = costed(PLAN, timed(fp16=(10.0, 10.0, 10.0)))
+    assert found == PLAN
+    assert found.step_time_reason == "not measured: the plan was not trained"
 
 
 def test_on_a_cpu_the_speed_lost_is_none_with_its_reason():
-    found = costed(PLAN, (Trial("fp16-plan", "", True, 0, 1, (), not_measured={"step_time_ms": "no GPU"}),))
+    found = costed(PLAN, Costs.absent("no GPU"))
     assert (found.step_time_ratio, found.step_time_reason) == (None, "no GPU")
 
 

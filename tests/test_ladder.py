@@ -206,6 +206,13 @@ def test_counters_far_from_the_formulas_are_flagged():
     assert ladder_of(kernels(), None, counters(fp16=3.3e12), flops).disagreements == ()
 
 
+def test_counters_are_held_against_the_first_batch_which_they_count_and_not_against_a_mean():
+    flops = Flops(2 * 10**12, 4 * 10**12, 0, by_batch=(3 * 10**12, 9 * 10**12))
+    assert ladder_of(kernels(), None, counters(fp16=3.3e12), flops).disagreements == ()
+    (told,) = ladder_of(kernels(), None, counters(fp16=6e12), flops).disagreements
+    assert "formulas 3 in" in told
+
+
 @given(
     st.none() | st.floats(0, 1).map(lambda yes: kernels(yes)),
     st.none() | st.sampled_from([True, None]).map(gpm),

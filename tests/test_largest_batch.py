@@ -37,6 +37,7 @@ from mpdiag.measure.again import open_again, request_for
 from mpdiag.measure.batch_trial import attempt, timed, tried
 from mpdiag.measure.child import Reply
 from mpdiag.target import load_job
+from mpdiag.target.job import ONLY
 from mpdiag.training.precision import Precision
 from mpdiag.training.session import open_session
 from mpdiag.verify.batch_stage import largest_batches, search_seconds
@@ -288,17 +289,21 @@ def test_a_job_that_fails_at_its_own_batch_raises_its_own_error(target: str, fak
         find(target)
 
 
-def test_an_allocator_that_had_to_try_again_does_not_fit(target: str, fake: FakeAllocator) -> None:
-    class Retrying(FakeAllocator):
-        def peaks(self) -> Any:
-            self.retries += 1
-            return super().peaks()
-
+@pytest.mark.parametrize(("steps", "fits"), [((1,), True), ((2,), False), ((3,), False), ((1, 2, 3), False)])
+def test_an_allocator_that_has_to_try_again_in_a_later_step_does_not_fit(
+    target: str, fake: FakeAllocator, steps: tuple[int, ...], fits: bool
+) -> None:
+    """In the first one the optimizer's state is made, for which the cache is emptied once."""
     again = open_again(request_for(load_job(target), Precision("FP32"), 0, CPU, None))
-    with Retrying() as card, open_session(again.job, again.start, again.precision, CPU) as session:
+    with FakeAllocator() as card, open_session(again.job, again.start, again.precision, CPU) as session:
+        stepped = iter(range(1, 100))
+        hook = session.optimizers[ONLY].register_step_post_hook(
+            lambda *given: setattr(card, "retries", card.retries + (next(stepped) in steps))
+        )
         trial = attempt(session, again.start.batches[0], 8, card)
-    assert not trial.fits
-    assert "try again" in (trial.reason or "")
+        hook.remove()
+    assert trial.fits is fits
+    assert fits or "try again" in (trial.reason or "")
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *replies: Reply) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpdiag.costs.kernels import Flops, KernelTime, LayerUse, WhyNot
+from mpdiag.costs.kernels import SCALERS_READ, Flops, HostWait, KernelTime, LayerUse, WhyNot
 from mpdiag.costs.tensor_cores import Ceilings
 from mpdiag.measure.layers import arithmetic_of, beyond_cuda_cores, facts_of, layers_of, verdict
 from mpdiag.measure.padding import body_of
@@ -305,6 +305,8 @@ CALM = KernelTime(1, 100, 10.0, {}, {}, {}, 0.8, 0.0, 0.0, 0.0, 0.0, 50.0, 9.9, 
     ("change", "arithmetic", "code", "gain"),
     [
         ({"median_kernel_us": 5.0, "busy_share": 0.4, "busy_ms": 4.0}, "FP16", "launch-bound", None),
+        ({"median_kernel_us": 12.7, "busy_share": 0.61, "busy_ms": 6.1}, "FP16", "gpu-waits", None),
+        ({"waits": (HostWait("cudaStreamSynchronize", "aten::item", "", 1.0, 2.0),)}, "FP16", "host-waits", None),
         ({"cast_share": 0.05}, "FP16", "casts", 0.5),
         ({"transpose_share": 0.1}, "BF16", "nchw-transposes", 1.0),
         ({"optimizer_share": 0.2}, "FP16", "optimizer", None),
@@ -346,3 +348,58 @@ def test_a_step_that_waits_for_the_host_says_so_first_and_calls_its_idle_time_no
     assert first.gain_from == "not measured: at most the 6 ms of a step in which the GPU waits"
     (first, _) = findings_of(replace(time, step_traced=True), "FP16", None)
     assert first.gain_from.endswith("a step that the profiler made longer")
+
+
+def test_a_gpu_that_waits_is_told_in_ms_however_long_its_kernels_are():
+    # gpt_code's FP16 step on an H100: 10 of 25.8 ms idle, median kernel 12.7 us
+    time = replace(CALM, median_kernel_us=12.672, busy_share=0.613, busy_ms=15.81, step_ms=25.78, cast_share=0.13)
+    first, second = findings_of(time, "FP16", None)
+    assert (first.code, second.code) == ("gpu-waits", "casts")
+    assert first.text == "the GPU waits 9.97 of 25.8 ms a step for the host: it is busy 61% of it"
+    assert findings_of(replace(time, busy_share=0.7), "FP16", None)[0].code == "casts"
+
+
+def test_on_a_shared_gpu_nobody_is_said_to_wait_for_the_host():
+    time = replace(CALM, busy_share=0.4, cast_share=0.13, waits=(ITEM,))
+    assert [f.code for f in findings_of(time, "FP16", None, shared="others")] == ["casts"]
+
+
+ITEM = HostWait("cudaStreamSynchronize", "aten::item", "head", 2.0, 3.14)
+SCALERS = HostWait("cudaStreamSynchronize", SCALERS_READ, None, 1.0, 1.1)
+BARE = HostWait("cudaDeviceSynchronize", None, None, 1.0, 0.5)
+
+
+def test_the_hosts_waits_are_named_with_their_time_and_operator():
+    (found,) = findings_of(replace(CALM, waits=(ITEM, SCALERS, BARE)), "FP16", None)
+    assert found.text == (
+        "the host waits for the GPU in 4 calls a step, 4.7 ms of a traced step: "
+        "cudaStreamSynchronize in aten::item of head, 3.1 ms; "
+        "cudaStreamSynchronize in GradScaler.step (aten::item), 1.1 ms; "
+        "cudaDeviceSynchronize in no operator (torch.cuda.synchronize(), say), 0.5 ms"
+    )
+    assert found.gain_from.endswith("and yet the GPU is busy 99% of the step")
+    (more,) = findings_of(replace(CALM, waits=(ITEM, SCALERS, BARE, BARE)), "FP16", None)
+    assert more.text.endswith("; and more")
+
+
+def test_a_gradscalers_one_number_is_told_only_where_the_gpu_waits_too():
+    assert findings_of(replace(CALM, waits=(SCALERS,)), "FP16", None) == ()
+    codes = [f.code for f in findings_of(replace(CALM, waits=(SCALERS,), busy_share=0.5, cast_share=0.2), "FP16", None)]
+    assert codes == ["gpu-waits", "host-waits", "casts"]
+
+
+def test_layers_are_held_against_the_burst_and_cuda_cores_too_so_that_a_fast_clock_proves_nothing():
+    flops = Flops(0, 0, 0, {"fc": (10**9, 2 * 10**9)})
+    bursts = replace(CEILINGS, burst_tflops={"FP16": 750.0, "FP32": 66.0})
+    (layer,) = layers(kernel(NVJET, 10, op=mm(64, 64, 64)), flops=flops, ceilings=bursts)
+    assert (layer.of_ceiling, layer.of_burst) == (pytest.approx(300 / 750), True)
+    (layer,) = layers(kernel(NVJET, 10, op=mm(64, 64, 64)), flops=flops, ceilings=CEILINGS)
+    assert (layer.of_ceiling, layer.of_burst) == (pytest.approx(0.5), False)
+    assert beyond_cuda_cores(58.0, "float32", CEILINGS) is True
+    assert beyond_cuda_cores(58.0, "float32", bursts) is False
+
+
+def test_a_layer_faster_than_its_ceiling_is_not_cut_at_it():
+    flops = Flops(0, 0, 0, {"fc": (10**9, 2 * 10**9)})
+    (layer,) = layers(kernel(NVJET, 4, op=mm(64, 64, 64)), flops=flops, ceilings=CEILINGS)
+    assert layer.of_ceiling == pytest.approx(1.25)

@@ -214,11 +214,14 @@ def test_a_recorded_step_of_a_known_model_byte_by_byte(target: str) -> None:
     assert split.weights_bytes == split.optimizer_state_bytes == split.gradients_bytes == WEIGHTS
     assert split.batch_bytes == 16 * (64 + 8) * 4
     assert split.workspace_bytes == 8 * 2**20
-    # the gradients of the step before are still there in forward, so the peak is where ReLU has both its tensors
-    assert (recorded.at_peak.phase, recorded.at_peak.near) == ("forward", "1")
-    assert split.activations_bytes == {"float32": 16 * 32 * 4}  # what ReLU gave; the last layer saves that one again
-    assert split.other_bytes == {"forward": 16 * 32 * 4}  # what it took, which nobody saves
-    assert split.rounding_bytes == 0  # every size here is a multiple of 512
+    # the forward has no gradients beside it, so the peak is where the last of them comes and its input is still there
+    assert (recorded.at_peak.phase, recorded.at_peak.near) == ("backward", "0.weight")
+    assert split.activations_bytes == {}  # the layers behind have given theirs back
+    assert split.other_bytes == {
+        "forward": 16 * 8 * 4,  # the loss, whose storage on a CPU is that of what it averages
+        "backward": 16 * 32 * 4 + 4,  # the gradient of ReLU's input, and that of the loss
+    }
+    assert split.rounding_bytes == 508  # of the latter's 512; every other size here is a multiple
 
 
 def test_recording_changes_no_lifetime(target: str) -> None:
@@ -324,7 +327,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(memory.CudaAllocator, "__init__", lambda self, device: None)
     monkeypatch.setattr(memory.CudaAllocator, "card", lambda self: (state["free"], 80 * 2**30))
 
-    def run(requests: list[dict[str, Any]], seconds: float, task: str) -> list[Reply]:
+    def run(requests: list[dict[str, Any]], seconds: float, task: str, stopped: Any) -> list[Reply]:
         names = [request["precision"]["name"].lower() for request in requests]
         state["groups"].append(names)
         good = {"precision": "P", "peak_allocated_bytes": 9 * 2**30, "peak_reserved_bytes": 10 * 2**30}

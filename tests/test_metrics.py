@@ -14,12 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 from arm_samples import trial
 
 from mpdiag.api import scan
-from mpdiag.diagnosis import Trial
+from mpdiag.diagnosis import Comparison, Trial
 from mpdiag.errors import UsageError
 from mpdiag.report.html_verification import figure
 from mpdiag.target import load_job
 from mpdiag.target.metrics import (
-    BY_NAME,
     directions_of,
     higher_is_better,
     margins_of,
@@ -89,13 +88,70 @@ def test_what_is_no_bool_is_refused(value):
         ("loss", False), ("metric loss", False), ("eval_loss", False), ("valLoss", False), ("perplexity", False),
         ("ppl", False), ("test-error", False), ("ErrRate", False), ("MSE", False), ("rmse2", False), ("MAE", False),
         ("WERScore", False), ("cer", False), ("FID50k", False), ("edit distance", False),
-        ("metric", True), ("accuracy", True), ("f1", True), ("glossary", True), ("power", True), ("merrily", True),
-        ("terror", True), ("confidence", True), ("neg_mean_squared_error", True),
+        ("nll", False), ("val/bpc", False), ("bits_per_byte", False), ("CE", False), ("cross_entropy", False),
+        ("LogLoss", False), ("kl_div", False), ("sMAPE", False), ("msle", False), ("fpr95", False), ("FNR", False),
+        ("miss-rate", False), ("brier score", False), ("ECE", False), ("lpips", False), ("eer", False), ("TER", False),
+        ("epe", False), ("regret", False), ("residual", False), ("false_negative_rate", False), ("dice_loss", False),
+        ("top1_error", False), ("negative_log_likelihood", False),
+        ("accuracy", True), ("f1", True), ("mAP50", True), ("R2", True), ("bleu", True), ("score", True),
+        ("true negative rate", True), ("error_free", True), ("loss reduction", True), ("neg_mean_squared_error", True),
+        ("metric", None), ("glossary", None), ("power", None), ("merrily", None), ("terror", None),
+        ("confidence", None), ("effective_rank", None), ("", None), ("42", None), ("negative", None),
     ],
 )  # fmt: skip
 def test_without_a_setting_the_words_in_a_name_decide(name, higher):
     assert higher_is_better(name, {}) is higher
-    assert higher_is_better(name, {name: not higher}) is not higher
+    assert [higher_is_better(name, {name: told}) for told in (True, False)] == [True, False]
+
+
+def moved(name: str, by: float) -> Comparison:
+    trials = [trial("fp32", seed, 1 + seed / 10, {name: 5.0 + seed / 100}) for seed in range(3)]
+    trials += [trial("fp16", seed, 1 + seed / 10, {name: 5.0 + by + seed / 100}) for seed in range(3)]
+    (found,) = [c for c in compare_arms(trials, {}) if c.quantity == name]
+    return found
+
+
+@pytest.mark.parametrize("by", [4.0, -4.0])
+def test_a_metric_whose_name_says_nothing_is_neither_better_nor_worse_whichever_way_it_moves(by):
+    c = moved("effective_rank", by)
+    assert (c.verdict, c.reason) == (
+        "inconclusive",
+        "its name does not say which way is better: set HIGHER_IS_BETTER",
+    )
+    assert (c.test.noninferior, c.test.seeds_needed) == (False, None)
+    assert c.test.upper_bound > 3.9  # the harm may be on either side
+
+
+def test_what_moves_a_little_past_zero_in_an_unknown_direction_is_not_shown_to_be_no_worse():
+    trials = [trial("fp32", seed, 1 + seed / 10, {"rank": 5.0 + seed / 100}) for seed in range(3)]
+    trials += [trial("fp16", s, 1 + s / 10, {"rank": 5.0 + s / 100 + d}) for s, d in enumerate((0.0, 0.3, 0.2))]
+    c = next(c for c in compare_arms(trials, {}) if c.quantity == "rank")
+    told = next(c for c in compare_arms(trials, {"rank": True}) if c.quantity == "rank")
+    assert (c.verdict, c.test.noninferior, told.verdict) == ("inconclusive", False, "inconclusive")
+    assert "HIGHER_IS_BETTER" not in c.reason
+
+
+def test_a_metric_whose_name_says_nothing_may_be_equal():
+    assert moved("effective_rank", 0.0).verdict == "equivalent"
+    assert moved("effective_rank", 0.001).verdict == "equivalent"
+
+
+def test_a_guess_makes_no_go_of_a_worse_metric(target):
+    """Bits a character, which a file does not call better when lower, go up by half under FP16."""
+    text = (
+        "def evaluate(model):\n"
+        "    half = model(torch.ones(1, 1)).dtype == torch.float16\n"
+        "    return {'nll': 1.5 if half else 1.1, 'odd': 1.5 if half else 1.1}\n"
+    )
+    seen = scan(target(text), device="cpu", steps=2, verify_steps=10, seeds=2)
+    fp16 = {c.quantity: c.verdict for c in seen.verification.comparisons if c.candidate == "fp16"}
+    assert (fp16["nll"], fp16["odd"]) == ("worse", "inconclusive")
+    assert seen.verification.verdict not in ("go", None)
+    assert seen.verification.train_with != "fp16"
+    assert seen.verification.cut[-1] == (
+        "HIGHER_IS_BETTER is not set, so names say which way: lower is taken as better for nll; no direction is known "
+        "for odd, where a difference decides nothing"
+    )
 
 
 def test_each_metric_is_compared_in_its_own_direction():
@@ -116,19 +172,27 @@ EVALUATE = "def evaluate(model): return {'acc': 0.5, 'ppl': 9.0}\n"
 def test_a_file_gives_its_directions_to_the_job(target):
     job = load_job(target(EVALUATE + "HIGHER_IS_BETTER = {'acc': True, 'ppl': False}\n"))
     assert (job.better, job.higher_is_better, job.lower_is_better) == ({"acc": True, "ppl": False}, True, ("ppl",))
-    assert BY_NAME not in job.notes
 
 
 def test_a_file_in_which_all_are_better_when_lower_says_so(target):
     assert load_job(target(EVALUATE + "HIGHER_IS_BETTER = {'acc': False, 'ppl': False}\n")).higher_is_better is False
     job = load_job(target(EVALUATE + "HIGHER_IS_BETTER = False\n"))
-    assert (job.better, job.lower_is_better, BY_NAME in job.notes) == (False, (), False)
+    assert (job.better, job.lower_is_better) == (False, ())
 
 
-def test_a_file_that_says_nothing_gets_a_note(target):
+def test_a_file_that_says_nothing_leaves_each_metric_to_its_name(target):
     job = load_job(target(EVALUATE))
-    assert (job.better, job.higher_is_better, BY_NAME in job.notes) == ({}, True, True)
-    assert BY_NAME not in load_job(target("")).notes  # without a metric there is nothing to say
+    assert (job.better, job.higher_is_better) == ({}, True)
+
+
+def test_each_direction_that_a_name_gives_is_told():
+    said = "HIGHER_IS_BETTER is not set, so names say which way: "
+    assert metric_notes(["acc", "ppl", "f1", "rank"], {}, {}) == (
+        f"{said}lower is taken as better for ppl; higher is taken as better for acc, f1; no direction is known for "
+        "rank, where a difference decides nothing",
+    )
+    assert metric_notes(["acc", "ppl"], {}, {"acc": True}) == (f"{said}lower is taken as better for ppl",)
+    assert metric_notes(["acc", "ppl"], {}, True) == metric_notes(["acc"], {}, {"acc": True}) == ()
 
 
 # names that are taken
@@ -200,7 +264,7 @@ def test_a_margin_for_an_unknown_metric_is_told():
 
 
 def test_a_direction_for_an_unknown_metric_is_told_under_the_name_that_was_written():
-    assert metric_notes(["f1", "bleu"], {"f1": 0.5}, {"metric loss": False, "f1": True}) == (
+    assert metric_notes(["f1", "bleu"], {"f1": 0.5}, {"metric loss": False, "f1": True})[:1] == (
         "HIGHER_IS_BETTER names loss, which evaluate does not give: it gives f1, bleu",
     )
 

@@ -1,8 +1,11 @@
 """What to do next: each cause of an undecided verification asks for something else; a slower FP16 is said."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
 
@@ -11,7 +14,7 @@ from arm_samples import judged, trial
 
 from mpdiag import settings
 from mpdiag.accuracy import PairedTest
-from mpdiag.diagnosis import Asked, Diagnosis
+from mpdiag.diagnosis import Asked, Diagnosis, Finding
 from mpdiag.report import time_needed
 from mpdiag.report.html import render
 from mpdiag.report.next_steps import scans_to_come, steps_from
@@ -53,21 +56,33 @@ def timed(seconds: float, costs: float = 0.0, **spent: float) -> Diagnosis:
 
 
 def test_the_budget_for_more_seeds_is_estimated_from_the_runs():
-    # 1 s a step; 12 seeds of 10 steps in three arms, which have 0.75 of the budget
-    assert budget_for(timed(24.0), 12) == 480
-    assert "scan again with --seeds 12 --time-budget 480 (seconds, estimated" in text(timed(24.0))
-    assert "--time-budget" not in text(timed(2.4))  # 48 s: the default is enough
+    # 24 steps and 8 of the rehearsal, 1 s each; 12 seeds of 10 steps in three arms, which have 0.75 of the budget
+    assert budget_for(timed(32.0), 12) == 500
+    assert "scan again with --seeds 12 --time-budget 500 (seconds, estimated" in text(timed(32.0))
+    assert "--time-budget" not in text(timed(3.2))  # 50 s: the default is enough
+
+
+def test_what_a_run_takes_besides_its_steps_is_not_counted_once_a_step():
+    # six runs and the rehearsal's two; then 36 runs and two, of 1 s each to build, and a metric of 3 s in 37 of them
+    assert budget_for(timed(32.0, build=8.0), 12) == 550  # (368 + 38) / 0.75
+    assert budget_for(timed(32.0, evaluate=21.0), 12) == 640  # (368 + 111) / 0.75
 
 
 def test_the_costs_and_the_search_of_islands_need_their_shares_of_the_budget_too():
-    assert budget_for(timed(36.0, costs=12.0), 12) == 1200  # 0.4 of it is for training
-    assert budget_for(timed(24.0, islands=1.0), 12) == 720
+    assert budget_for(timed(44.0, costs=12.0), 12) == 1300  # 0.4 of it is for training
+    assert budget_for(timed(32.0, islands=1.0), 12) == 740
 
 
 def test_the_estimate_shares_a_budget_as_the_verification_does():
     names = "TRAINING_SHARE", "PREDICTION_SHARE", "ISLANDS_SHARE"
     assert [getattr(time_needed, name) for name in names] == [getattr(settings, name) for name in names]
     assert time_needed.DEFAULT_SECONDS == settings.TIME_BUDGET_SECONDS
+
+
+def test_the_estimate_counts_the_rehearsal_that_there_is():
+    from mpdiag.verify.run import REHEARSAL_STEPS
+
+    assert time_needed.REHEARSAL_STEPS == REHEARSAL_STEPS
 
 
 def test_without_a_time_there_is_no_estimate():
@@ -79,6 +94,52 @@ def test_no_number_of_seeds_is_asked_for_where_fp16_raised():
     made = undecided(89)
     broken = tuple(replace(t, error="boom") for t in made.verification.trials)
     assert "scan again" not in text(replace(made, verification=replace(made.verification, trials=broken)))
+
+
+def fp32_of(made: Diagnosis, *trials) -> Diagnosis:
+    return replace(made, verification=replace(made.verification, trials=(*made.verification.trials, *trials)))
+
+
+def test_an_fp32_run_that_diverges_is_to_be_mended_before_anything_is_run_longer():
+    diverged = replace(trial("fp32", 2), losses=(1.0, 2.0, math.nan, math.nan))
+    made = replace(undecided(None), environment=samples.environment(None))
+    found = text(fp32_of(made, trial("fp32", 1), diverged))
+    assert "mend the FP32 job first: with seed 2 its loss is not finite at step 3" in found
+    assert "scatter" not in found
+    assert "CUDA GPU" not in found, "it diverges there too"
+    recovered = replace(diverged, losses=(math.nan, 2.0, 1.0, 1.0))
+    assert "mend the FP32 job" not in text(fp32_of(made, recovered)), "what is compared is finite"
+
+
+@pytest.mark.parametrize(("metric", "said"), [({"auc": math.nan}, "gave nan for auc"), ({}, "gave no auc")])
+def test_a_metric_that_fp32_does_not_give_is_to_be_mended_in_evaluate(metric, said):
+    sound = replace(trial("fp32", 1), metric={"auc": 0.5})
+    found = text(fp32_of(undecided(None), sound, replace(trial("fp32", 2), metric=metric)))
+    assert f"mend evaluate(): it {said} in FP32 with seed 2" in found
+    assert "scatter" not in found
+
+
+def test_what_ended_the_scan_is_the_only_next_step():
+    stopped = replace(samples.full(), verification=None, reason="loss-not-finite: inf", hint="mend the FP32 job first")
+    stopped = replace(stopped, environment=samples.environment(None))
+    assert steps_from(stopped) == ["mend the FP32 job first"]
+    page = render(stopped, plotly="none")
+    assert "<p>Mend the FP32 job first.</p>" in page
+    assert "Train in" not in page
+    assert "mpdiag verify RUN.json" not in page.partition('id="do-this"')[2].partition("</section>")[0]
+
+
+def test_a_fault_of_ours_is_told_first_and_leaves_the_advice():
+    stopped = replace(samples.full(), verification=None, reason="internal: KeyError in mpdiag", hint="please report it")
+    found = steps_from(stopped)
+    assert found[0] == "please report it"
+    assert len(found) > 1
+
+
+def test_a_verdict_that_was_reached_before_leaves_its_steps_after_the_hint():
+    made = samples.on_gpu()
+    stopped = replace(made, reason="user-code: ValueError", hint="mend f.py:3")
+    assert steps_from(stopped) == ["mend f.py:3", *steps_from(made)]
 
 
 def test_do_this_and_the_terminal_name_the_same_scans():
@@ -104,6 +165,44 @@ def test_a_metric_that_is_too_coarse_asks_for_more_samples_and_not_for_seeds():
     scattered = replace(loss, verdict="inconclusive", test=PairedTest("r", False, 0.75, 2.8, 2.0, 9, 1.0))
     both = replace(made, verification=replace(made.verification, comparisons=(scattered, metric)))
     assert "scan again with --seeds 9" in text(both)
+
+
+def because(reason: str, quantity: str = "rank") -> str:
+    """The steps where the loss is equal and a metric undecided for this reason."""
+    made = undecided(None)
+    test = PairedTest("a rule", noninferior=False)
+    loss, metric = judged("fp16", "equivalent"), replace(judged("fp16", "inconclusive", quantity, reason), test=test)
+    run = replace(made.verification, comparisons=(replace(loss, test=test), metric))
+    return text(replace(made, verification=run))
+
+
+def test_a_metric_of_unknown_direction_asks_for_it_and_not_for_longer_runs():
+    said = because("its name does not say which way is better: set HIGHER_IS_BETTER")
+    assert "which way rank is better, HIGHER_IS_BETTER = {'rank': True} or False" in said
+    assert "scatter" not in said
+
+
+def test_a_metric_that_lacks_a_seed_does_not_tell_that_seeds_are_alike():
+    made = undecided(9)
+    given = judged("fp16", "not-measured", "rank", test=PairedTest("a rule"))
+    run = replace(made.verification, comparisons=(*made.verification.comparisons, replace(given, seeds=0)))
+    assert text(replace(made, verification=run)) == text(made)
+
+
+def test_one_step_asks_for_more_and_vast_values_for_another_unit():
+    short = because("one step shows no training: its loss comes before the first update", "loss")
+    assert "scan again with --verify-steps 20 or more" in short
+    vast = because("values beyond 1e+150 cannot be judged")
+    assert "give rank in another unit" in vast
+    assert "scatter" not in short + vast
+
+
+def test_an_evaluate_that_fails_in_fp16_is_a_step_though_it_is_no_error():
+    made = undecided(9)
+    found = Finding("MP609", "evaluation-fails", "warning", "evaluate()", "m", {}, "cast it to FP32")
+    assert "MP609: cast it to FP32" in text(replace(made, advice=replace(made.advice, findings=(found,))))
+    info = replace(found, severity="info")
+    assert "MP609" not in text(replace(made, advice=replace(made.advice, findings=(info,))))
 
 
 def test_seeds_that_change_nothing_ask_for_a_shuffle():

@@ -29,6 +29,12 @@ def test_the_most_that_is_allowed_is_allowed():
     assert mpdiag.ScanOptions(steps=10_000_000, verify_steps=10_000_000, seeds=10_000).last_step == 9_999_999
 
 
+@pytest.mark.parametrize(("off", "named"), [("costs", "--no-costs"), ("verify", "--no-verify")])
+def test_the_costs_of_the_control_cannot_be_had_without_costs(off, named):
+    with pytest.raises(UsageError, match=f"what pure FP16 costs was asked for, and {named}"):
+        mpdiag.ScanOptions(control_costs=True, **{off: False})
+
+
 @pytest.mark.parametrize("search", [{"largest_batch": True}, {"memory_limit_bytes": 2**30}])
 @pytest.mark.parametrize(("off", "named"), [("costs", "--no-costs"), ("verify", "--no-verify")])
 def test_a_search_that_another_option_would_drop_is_refused(search, off, named):
@@ -48,7 +54,7 @@ def compute_loss(model, batch): return ((model(batch[0]) - batch[1]) ** 2).mean(
 """
 
 
-@pytest.mark.parametrize("asked", [["--largest-batch"], ["--memory-limit", "40"]])
+@pytest.mark.parametrize("asked", [["--largest-batch"], ["--memory-limit", "40"], ["--control-costs"]])
 def test_the_command_line_refuses_it_too(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.py").write_text(MODEL)

@@ -22,7 +22,8 @@ from mpdiag.costs.kernels import ArmKernels, KernelTime
 from mpdiag.costs.memory import MemorySplit, MemoryUse
 from mpdiag.costs.record import Costs
 from mpdiag.costs.tensor_cores import Ceilings
-from mpdiag.diagnosis import Comparison, Diagnosis, Environment, Finding, Verification
+from mpdiag.costs.timing import ArmTime, Timing
+from mpdiag.diagnosis import Comparison, Diagnosis, Environment, Finding, TargetRecord, Verification
 from mpdiag.loop import Layer, LoopFacts
 
 CPU_RUN = Environment("3", "2.13.0", "0", "p", 1, fp32_precision={"mkldnn.matmul": "none"})
@@ -181,6 +182,31 @@ def test_mp405_what_was_not_measured_or_drowns_in_noise_is_no_evidence(verdict):
     assert found("MP405", diagnosis(comparisons=timed(1.3, verdict))) == []
     (waiting,) = found("MP405", diagnosis(comparisons=timed(1.3, verdict), kernels=(traced("fp16", busy=0.1),)))
     assert waiting.message == "the GPU is busy 10 % of an FP16 step"
+
+
+# MP406 input-bound
+
+
+def drawing(batch_ms: float | None, **parts: Any) -> Diagnosis:
+    arms = tuple(ArmTime(name, name, ms, None, None, (ms,), 1, 0) for name, ms in (("fp32", 40.0), ("fp16", 12.5)))
+    timing = Timing(arms, arms[0], 8, 1, True, 1.0)
+    target = TargetRecord("job", "job.py", 1, False, "SGD", 4, 8, None, True, batch_ms=batch_ms)
+    return replace(diagnosis(timing=timing), target=target, **parts)
+
+
+@pytest.mark.parametrize(("batch_ms", "says"), [(None, False), (12.5, False), (12.6, True), (31.0, True)])
+def test_mp406_batches_that_take_longer_than_a_step(batch_ms, says):
+    assert bool(found("MP406", drawing(batch_ms))) is says
+
+
+def test_mp406_says_both_times():
+    (f,) = found("MP406", drawing(31.0))
+    assert f.message == "a batch takes at least 31 ms to draw, fp16's step 12.5 ms: training waits for data"
+    assert f.evidence == {"batch_ms": 31.0, "limit": 12.5, "fp32_step_ms": 40.0}
+
+
+def test_mp406_batches_drawn_on_another_machine_say_nothing():
+    assert found("MP406", drawing(31.0, captured_on=CPU_RUN)) == []
 
 
 def test_the_findings_of_a_run_come_by_code():

@@ -18,7 +18,7 @@ from scipy.integrate import quad
 
 sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
 
-from arm_samples import one, pairs
+from arm_samples import metrics, one, pairs
 
 from mpdiag.verify.paired_test import LOSS_FLOOR, SEED_SHARE, Margin, judge, margin_for, power, seeds_needed
 
@@ -164,6 +164,53 @@ def test_through_made_up_runs_equal_arms_are_found_equivalent():
         base = source.normal(100, 1, 5).tolist()
         found.append(one(pairs(base, [b + d for b, d in zip(base, source.normal(0, 0.04, 5), strict=True)])).verdict)
     assert found.count("equivalent") / len(found) >= 0.97
+
+
+# a metric near zero
+
+
+def scattered(mean: float, share: float, seeds: int, harm: float, pair: float, runs: int = EXPERIMENTS) -> list:
+    """Comparisons of an arm that is worse by `harm` spreads between FP32 seeds in a metric of which more is better.
+
+    The FP32 seeds scatter by `share` of their mean, a pair's difference by `pair` of that.
+    """
+    source, spread = np.random.default_rng(13), share * mean
+    base = source.normal(mean, spread, (runs, seeds))
+    other = base - source.normal(harm * spread, pair * spread, base.shape)
+    return [one(metrics(*row), "accuracy") for row in zip(base.tolist(), other.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize(("seeds", "pair"), [(2, 0.01), (3, 0.01), (3, 0.25), (5, 0.01), (8, 0.01), (8, 0.25)])
+def test_an_arm_worse_by_half_the_spread_of_seeds_passes_at_most_once_in_twenty_near_zero(seeds, pair, share):
+    # 0.01: mostly too much for "about zero", so the metric decides by its seeds' spread, up to half a point
+    found = scattered(0.01, share, seeds, 0.5, pair, 1000)
+    assert sum(c.verdict == "equivalent" for c in found) / len(found) <= 0.05 + 3.3 * math.sqrt(0.05 * 0.95 / 1000)
+    assert sum(c.decides for c in found) >= 900
+
+
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_about_zero_no_arm_passes_and_few_are_called_worse_that_are_not(seeds):
+    equal, worse = (scattered(2e-4, 1.0, seeds, harm, 1.0, 1000) for harm in (0.0, 0.5))
+    about = [c for c in (*equal, *worse) if c.test.about_zero]
+    assert len(about) >= 1400  # of the rest the seeds happened to lie close
+    assert not any(c.verdict == "equivalent" or c.test.noninferior for c in about if c.verdict == "inconclusive")
+    assert not any(c.verdict == "equivalent" for c in about)
+    assert sum(c.verdict == "worse" for c in equal) / len(equal) <= 0.05
+
+
+def test_about_zero_an_arm_that_is_surely_worse_is_worse():
+    found = [c for c in scattered(1e-3, 0.6, 8, 1.5, 0.3, 300) if c.test.about_zero]
+    assert len(found) >= 100
+    assert sum(c.verdict == "worse" for c in found) / len(found) >= 0.9
+    assert all(c.decides for c in found if c.verdict == "worse")
+
+
+@pytest.mark.parametrize("mean", [0.05, 0.5, 30.0])
+def test_a_loss_of_half_a_metric_never_passes_however_far_its_seeds_are_apart(mean):
+    found = scattered(mean, 0.8, 3, 0.5 / 0.8, 0.02, 400)
+    assert sum(c.verdict == "equivalent" for c in found) / len(found) <= 0.05
+    assert all(c.decides for c in found)
 
 
 # the seeds it takes

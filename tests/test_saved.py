@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds n
 
 from cost_samples import full_costs, with_reasons
 
-from mpdiag.accuracy import ControlOutcome, CurveBand, PairedTest
+from mpdiag.accuracy import ControlOutcome, CurveBand, GradientCheck, GradientError, PairedTest
 from mpdiag.blocks import BlockCounts
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.gpu import GpuSharing, GpuState
-from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, Ladder, LayerUse, Level, NamedKernel, WhyNot
+from mpdiag.costs.kernels import ArmKernels, Flops, HostWait, KernelTime, Ladder, LayerUse, Level, NamedKernel, WhyNot
 from mpdiag.costs.largest_batch import BatchTrial, LargestBatch
 from mpdiag.costs.memory import MemorySplit, MemoryUse
 from mpdiag.costs.record import Costs
@@ -147,6 +147,9 @@ def full() -> Diagnosis:
             gpu="H100",
             compute_capability="9.0",
             fp32_precision={"cuda.matmul": "none", "cudnn.conv": "tf32"},
+            cudnn_benchmark=True,
+            matmul_flags={"allow_fp16_accumulation": True},
+            overrides={"NVIDIA_TF32_OVERRIDE": "0"},
         ),
         target=TargetRecord(
             name="model",
@@ -164,6 +167,7 @@ def full() -> Diagnosis:
             source_hash="2e",
             lower_is_better=("perplexity",),
             batch_hash="3d",
+            batch_ms=1.5,
         ),
         capture=Capture(
             precision="FP32 (IEEE)",
@@ -245,6 +249,7 @@ def full() -> Diagnosis:
                 "not timed",
                 "apply()",
                 0.5,
+                (1.04, 1.06),
             ),
         ),
         verification=Verification(
@@ -285,7 +290,7 @@ def full() -> Diagnosis:
                     verdict="equivalent",
                     reason="r",
                     is_ratio=True,
-                    test=PairedTest("half the spread", False, 0.03, 0.02, 0.1, 9, 0.06, 0.003),
+                    test=PairedTest("half the spread", False, 0.03, 0.02, 0.1, 9, 0.06, 0.003, True),
                 ),
             ),
             verdict="go",
@@ -293,6 +298,9 @@ def full() -> Diagnosis:
             prediction=Prediction((FORECAST,), True, 0.01, 0.5, 0.02, 0.6, 1, 2, ("fc1 (activation)",), "no memory"),
             prediction_reason="the second state is missing",
             train_with="bf16",
+            gradients=GradientCheck(
+                2, (GradientError("FP16", "FP16", 0.1, 0.2, 0.9, 0.3, "fc1.weight", 0.4, "in part"),), "halves"
+            ),
             curves=(CurveBand("FP16", 5, (1, 2), (0.0, 0.5), (-0.5, 0.25), (0.5, 0.75), 0.9375, 1, 2, "ends early"),),
             controls=(ControlOutcome("fp16-pure", True, "loss +1", True),),
             cut=("BF16",),
@@ -302,6 +310,7 @@ def full() -> Diagnosis:
         elapsed_seconds={"capture": 1.5},
         captured_on=Environment("3.12", "2.11.0", "0.1.0", "Linux", 8),
         asked=Asked(100, 3),
+        hint="mend it",
     )
 
 
@@ -359,6 +368,8 @@ RECORDS = (
         FormatOption,
         PairedTest,
         CurveBand,
+        GradientCheck,
+        GradientError,
         ControlOutcome,
     ),
     *(
@@ -373,7 +384,20 @@ RECORDS = (
         Calibration,
         BodyReading,
     ),
-    *(Ceilings, GpuSharing, GpuState, ArmKernels, KernelTime, NamedKernel, LayerUse, WhyNot, Ladder, Level, Flops),
+    *(
+        Ceilings,
+        GpuSharing,
+        GpuState,
+        ArmKernels,
+        KernelTime,
+        HostWait,
+        NamedKernel,
+        LayerUse,
+        WhyNot,
+        Ladder,
+        Level,
+        Flops,
+    ),
     *(BodyReading, LargestBatch, BatchTrial),
 )
 CONSTANT = {"schema_version"}  # fields that have one value only
@@ -552,7 +576,7 @@ def test_another_schema_version_is_refused_with_both_numbers(version):
     with pytest.raises(UsageError) as caught:
         from_json(edited(schema_version=version))
     assert caught.value.slug == "schema-version"
-    assert caught.value.message == f"schema_version {version}, this mpdiag reads 1"
+    assert caught.value.message == f"schema_version {json.dumps(version)}, this mpdiag reads 1"
     assert caught.value.exit_code == 2
 
 

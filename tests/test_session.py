@@ -105,6 +105,20 @@ def test_gradients_do_not_accumulate_from_step_to_step():
         assert weight(run) == 0.5 - 1.0 - 1.0
 
 
+def test_no_gradient_lies_in_memory_while_the_loss_is_computed():
+    seen = []
+
+    def noting(model: nn.Module, batch: Any) -> torch.Tensor:
+        seen.append(model.weight.grad)
+        return mean_output(model, batch)
+
+    with running(FP32_IEEE, job(noting)) as run:
+        step(run)
+        assert run.model.weight.grad is not None  # for who looks between steps
+        step(run)
+    assert seen == [None, None]
+
+
 def test_two_sessions_from_one_start_are_bit_identical():
     the_job = job(build_model=lambda: nn.Linear(4, 3), batches=[torch.randn(8, 4)])
     runs = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,8 @@ def test_a_target_says_where_its_data_is_from(target):
     [
         (b"", "the file is empty"),
         (b"epoch 3\nloss 0.5\n", "a text file, not one that torch.save wrote"),
+        ("Verlust: 0,5 für".encode()[:-2], "a text file, not one that torch.save wrote"),  # cut within the u umlaut
+        (b"\xc3\x28\xff\xfe" * 250, "no archive and no pickle, so not what torch.save writes"),
         (b'\x10\0\0\0\0\0\0\0{"weight": 1}', "a safetensors file, which"),
     ],
 )
@@ -435,3 +438,52 @@ def test_lists_of_another_length_are_refused(target, tmp_path):
     error = refusal(target, saved(tmp_path, {"model": weight(4.0), "optimizers": states}))
     assert error.slug == "checkpoint-optimizer"
     assert "has the state of 2 optimizers" in error.message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_optimizer_state_that_is_not_finite_is_told_of_the_checkpoint(target, tmp_path, value):
+    path = saved(tmp_path, {"model": weight(1.0), "optimizer": sgd_state(value, 1.0)})
+    with pytest.raises(UsageError) as raised:
+        losses(load_job(str(target), path))
+    assert raised.value.slug == "checkpoint-not-finite"
+    assert "1 tensor of the optimizer is not finite: momentum_buffer of parameter 0" in raised.value.message
+
+
+def test_an_optimizer_state_of_another_shape_is_told_of_the_checkpoint(target, tmp_path):
+    state = sgd_state(0.5, 1.0)
+    state["state"][0]["momentum_buffer"] = torch.zeros(3)
+    path = saved(tmp_path, {"model": weight(1.0), "optimizer": state})
+    with pytest.raises(UsageError) as raised:
+        losses(load_job(str(target), path))
+    assert raised.value.slug == "checkpoint-optimizer"
+    assert "momentum_buffer of parameter 0 is (3,) there, and the parameter is (1, 1)" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Adadelta",
+        "Adafactor",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "ASGD",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    ],
+)
+def test_what_torchs_own_optimizers_save_is_sound(tmp_path, kind):
+    path = tmp_path / "job.py"
+    path.write_text(TARGET.replace("torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5)", f"torch.optim.{kind}("
+                    "model.parameters(), lr=0.1)"))  # fmt: skip
+    job = load_job(str(path))
+    with open_session(job, job.start(0, 3), FP32_IEEE, CPU) as run:
+        for step in range(2):
+            run.step(run.place(job.start(0, 3).batch(step)))
+        content = {"model": run.model.state_dict(), "optimizer": run.optimizers[ONLY].state_dict()}
+        again = saved(tmp_path, content)
+    assert len(losses(load_job(str(path), again))) == 3

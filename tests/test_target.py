@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,14 +206,26 @@ def test_a_loader_that_reuses_its_buffer_still_gives_different_batches():
         for i in range(3):
             yield buffer.fill_(i)
 
-    assert [batch[0].item() for batch in draw(reusing(), 3, 2**20)] == [0.0, 1.0, 2.0]
+    assert [batch[0].item() for batch in draw(reusing(), 3, 2**20)[0]] == [0.0, 1.0, 2.0]
 
 
 def test_drawing_stops_at_the_limit_of_bytes_but_takes_one():
     source = lambda: (torch.zeros(100) for _ in range(10))
-    assert len(draw(source(), 10, 1)) == 1
-    assert len(draw(source(), 10, 1200)) == 3
-    assert draw(iter(()), 10, 1200) == []
+    assert len(draw(source(), 10, 1)[0]) == 1
+    assert len(draw(source(), 10, 1200)[0]) == 3
+    assert draw(iter(()), 10, 1200) == ([], None)
+
+
+def test_what_a_source_takes_for_a_batch_is_noted_without_the_first():
+    def slow():
+        time.sleep(0.2)  # workers start
+        for _ in range(4):
+            yield torch.zeros(1)
+            time.sleep(0.02)
+
+    _, mean_ms = draw(slow(), 4, 2**20)
+    assert 20 <= mean_ms < 100
+    assert draw(slow(), 2, 2**20)[1] is None
 
 
 # loss, optimizer, metric
@@ -719,7 +732,7 @@ def test_a_source_that_reuses_one_array_gives_batches_of_their_own():
             array[:] = i
             yield {"x": array}
 
-    assert [batch["x"].tolist() for batch in draw(source(), 3, 2**20)] == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
+    assert [batch["x"].tolist() for batch in draw(source(), 3, 2**20)[0]] == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
 
 
 def test_a_loss_that_writes_into_its_array_finds_the_batch_as_it_was_in_the_next_run(write):

@@ -111,9 +111,9 @@ def topics(diagnosis: Diagnosis) -> list[str]:
 
 def test_the_why_has_a_topic_a_line():
     scale = ["scale", "upper", "lower", "lost", "norm"]
-    assert topics(full()) == [*scale, "loss", "accuracy", "time", "memory", "skips", "controls"]
+    assert topics(full()) == [*scale, "loss", "accuracy", "gradient", "time", "memory", "skips", "controls"]
     gains = ["time", "memory", "tensor", "energy"]
-    assert topics(samples.on_gpu()) == [*scale, "loss", "accuracy", *gains, "skips", "controls"]
+    assert topics(samples.on_gpu()) == [*scale, "loss", "accuracy", "gradient", *gains, "skips", "controls"]
     assert topics(on_a_laptop()) == [*scale, "loss", "accuracy", "skips", "controls"]
     assert topics(samples.minimal()) == []
 
@@ -476,6 +476,15 @@ def test_the_costs_told_are_those_of_the_arm_to_train_with():
     assert why(full(), comparisons=both, train_with=None)["time"].startswith("4 -> 2 ms a step: 2.00 times")
 
 
+def test_bf16_that_raised_is_not_said_to_be_worse():
+    crash = "the run failed: RuntimeError: no BF16 here"
+    raised = [
+        Comparison(name, "loss", "fp32", "bf16", 1.0, None, None, None, 0.01, 3, "worse", crash)
+        for name in ("loss", "accuracy")
+    ]
+    assert why(full(), comparisons=tuple(raised))["bf16"] == crash
+
+
 def test_a_launch_bound_step_says_so():
     gpu = samples.on_gpu()
     fp32, fp16, *others = gpu.verification.costs.kernels
@@ -485,6 +494,9 @@ def test_a_launch_bound_step_says_so():
     costs = replace(gpu.verification.costs, kernels=(fp32, slow, *others))
     assert why(gpu, costs=costs)["time"].endswith("; launch bound, the GPU is busy 15.0\u202f% of the step")
     assert "launch bound" not in why(gpu)["time"]
+    waits = replace(slow, findings=(WhyNot("gpu-waits", "", "", None, "formula"),))
+    costs = replace(costs, kernels=(fp32, waits, *others))
+    assert why(gpu, costs=costs)["time"].endswith("; the GPU waits for the host, it is busy 15.0\u202f% of the step")
 
 
 def test_an_arm_without_a_split_has_its_memory_as_a_ratio():

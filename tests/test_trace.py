@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpdiag.costs.kernels import ArmKernels
-from mpdiag.measure.kernel_shares import is_cast, kernel_time, named_kernels, union_us
-from mpdiag.measure.profiled import exported
+from mpdiag.costs.kernels import SCALERS_READ, ArmKernels, Flops, HostWait
+from mpdiag.costs.ladder import ladder_of
+from mpdiag.costs.tensor_cores import Ceilings
+from mpdiag.measure import trace as trace_room
+from mpdiag.measure.kernel_shares import host_waits, is_cast, kernel_time, named_kernels, union_us
+from mpdiag.measure.profiled import exported, kernel_ms
 from mpdiag.measure.steady import steady_run
+from mpdiag.measure.step_findings import findings_of
 from mpdiag.measure.trace import marked_modules, throughput, trace_arm, traced
-from mpdiag.measure.trace_events import MODULE, STEP, Trace, TracedKernel, TracedOp, read_trace
+from mpdiag.measure.trace_events import MODULE, STEP, Trace, TracedKernel, TracedOp, TracedWait, read_trace
 from mpdiag.target.job import Job
 from mpdiag.training.precision import FP32_IEEE, Precision
 
@@ -72,12 +77,12 @@ class Written:
 
     def kernel(
         self, name: str, launched: float, ts: float, dur: float, external: int | None, tid: int = MAIN,
-        cat: str = "kernel", driver: bool = False,
+        cat: str = "kernel", driver: bool = False, call: str = "cudaLaunchKernel",
     ) -> None:  # fmt: skip
         self._next += 1
         correlation = 10_000 + self._next
         ids = {} if external is None else {"External id": external}
-        runtime = ("cuda_driver", "cuLaunchKernelEx") if driver else ("cuda_runtime", "cudaLaunchKernel")
+        runtime = ("cuda_driver", "cuLaunchKernelEx") if driver else ("cuda_runtime", call)
         self.events += [
             {"ph": "X", "cat": runtime[0], "name": runtime[1], "pid": 700, "tid": tid, "ts": launched, "dur": 4.0,
              "args": {**ids, "cbid": 211, "correlation": correlation}},
@@ -87,6 +92,15 @@ class Written:
                       "registers per thread": 90, "shared memory": 0, "grid": [1, 1, 1], "block": [128, 1, 1]}},
             {"ph": "f", "id": correlation, "pid": 0, "tid": 7, "ts": ts, "cat": "ac2g", "name": "ac2g", "bp": "e"},
         ]  # fmt: skip
+
+    def waits(self, call: str, ts: float, dur: float, external: int | None = None, tid: int = MAIN) -> None:
+        """A call that launches nothing: the host waits in it."""
+        ids = {} if external is None else {"External id": external}
+        self._next += 1
+        self.events.append(
+            {"ph": "X", "cat": "cuda_runtime", "name": call, "pid": 700, "tid": tid, "ts": ts, "dur": dur,
+             "args": {**ids, "cbid": 131, "correlation": 10_000 + self._next}}
+        )  # fmt: skip
 
     def read(self) -> Trace:
         document = {"schemaVersion": 1, "deviceProperties": [], "record_shapes": 1, "traceEvents": self.events}
@@ -232,6 +246,65 @@ def test_steps_are_told_apart_by_their_launches_though_kernels_run_late():
     assert (trace.steps, trace.span_us) == (2, 210.0)
 
 
+def test_the_hosts_waits_know_their_call_operator_module_and_step():
+    t = Written()
+    t.marked(STEP, 100, 500)
+    t.marked(f"{MODULE}head", 110, 50)
+    outer = t.op("aten::nonzero", 115, 40)
+    inner = t.op("aten::copy_", 120, 30)
+    t.waits("cudaStreamSynchronize", 125, 20.0, inner)
+    t.op("autograd::engine::evaluate_function: MyBackward", 200, 50, BACKWARD, seq=9, fwd=1)
+    t.op("aten::item", 210, 30, BACKWARD)
+    t.waits("cudaStreamSynchronize", 215, 5.0, tid=BACKWARD)  # told by time alone
+    t.waits("cudaDeviceSynchronize", 300, 7.0)
+    t.waits("cudaEventSynchronize", 320, 1.0)
+    t.waits("cudaMemcpy", 330, 3.0)
+    t.waits("cudaStreamWaitEvent", 340, 3.0)  # the GPU waits in it, not the host
+    t.waits("cudaMemcpyAsync", 345, 3.0)
+    cpu = t.op("aten::to", 350, 40)
+    t.kernel("Memcpy DtoH (Device -> Pageable)", 360, 365, 20, cpu, cat="gpu_memcpy", call="cudaMemcpyAsync")
+    t.kernel("Memcpy DtoH (Device -> Pinned)", 370, 375, 20, cpu, cat="gpu_memcpy", call="cudaMemcpyAsync")
+    t.waits("cudaDeviceSynchronize", 900, 50.0)  # the profiler's own, after the steps
+    assert outer < inner
+    assert t.read().waits == (
+        TracedWait("cudaStreamSynchronize", 20.0, 0, "aten::nonzero", "head"),
+        TracedWait("cudaStreamSynchronize", 5.0, 0, "aten::item", None),
+        TracedWait("cudaDeviceSynchronize", 7.0, 0, None, None),
+        TracedWait("cudaEventSynchronize", 1.0, 0, None, None),
+        TracedWait("cudaMemcpy", 3.0, 0, None, None),
+        TracedWait("cudaMemcpyAsync", 4.0, 0, "aten::to", None),
+    )
+
+
+def read_of_a_scaler(*between: str) -> str | None:
+    """What an aten::item between unscaling and the optimizer's step is taken for; operators that come after it."""
+    t = Written()
+    t.marked(STEP, 0, 500)
+    t.op("aten::_amp_foreach_non_finite_check_and_unscale_", 10, 10)
+    item = t.op("aten::item", 30, 20)
+    t.op("aten::_local_scalar_dense", 32, 15)
+    t.waits("cudaStreamSynchronize", 35, 9.0, item)
+    for i, name in enumerate(between):
+        t.op(name, 60 + 10 * i, 5)
+    t.marked("Optimizer.step#AdamW.step", 200, 100)
+    (wait,) = t.read().waits
+    return wait.op
+
+
+def test_a_gradscalers_number_is_told_from_the_users_own_by_what_stands_beside_it():
+    assert read_of_a_scaler() == SCALERS_READ
+    assert read_of_a_scaler("aten::mul") == "aten::item"  # a logged loss, say, after unscale_()
+
+
+def test_waits_of_one_call_operator_and_module_are_one_line_and_per_step():
+    waits = [TracedWait("s", 10.0, 0, "aten::item", None), TracedWait("s", 30.0, 1, "aten::item", None),
+             TracedWait("s", 100.0, 1, "aten::item", "fc")]  # fmt: skip
+    assert host_waits(Trace((), 2, 100.0, tuple(waits))) == (
+        HostWait("s", "aten::item", "fc", 0.5, 0.05),
+        HostWait("s", "aten::item", None, 1.0, 0.02),
+    )
+
+
 def test_a_span_lasts_until_the_gpu_is_done_too():
     t = Written()
     t.marked(STEP, 100, 100)
@@ -349,6 +422,17 @@ def test_the_shares_of_a_real_step_add_up_and_no_name_of_it_is_unknown(h100):
     assert time.busy_share < 0.1  # forty kernels of two microseconds in a step of four milliseconds
 
 
+def test_the_only_wait_of_a_real_step_is_the_gradscalers(h100):
+    assert h100.waits == (TracedWait("cudaStreamSynchronize", pytest.approx(11.353), 0, SCALERS_READ, None),)
+    time = kernel_time(h100, None)
+    assert time is not None
+    assert time.waits == (HostWait("cudaStreamSynchronize", SCALERS_READ, None, 1.0, pytest.approx(0.011353)),)
+    first, second = findings_of(time, "FP16", None)[:2]
+    assert (first.code, second.code) == ("launch-bound", "host-waits")
+    assert "cudaStreamSynchronize in GradScaler.step (aten::item), 0.011 ms" in second.text
+    assert second.remedy.startswith("a fused optimizer")
+
+
 # --- a real profile, on the CPU
 
 
@@ -421,14 +505,123 @@ def test_on_a_cpu_everything_is_absent_with_its_reason():
 
 
 def test_throughput_is_flops_over_the_untraced_step_or_says_what_is_missing():
-    from mpdiag.costs.kernels import Flops
-    from mpdiag.costs.tensor_cores import Ceilings
-
     flops = Flops(10**12, 2 * 10**12, recomputed=10**12)
     ceilings = Ceilings({"FP16": 600.0}, None, 8192, 1.0, reasons={"TF32": "not there"})
     assert throughput(flops, 10.0, ceilings, "FP16") == pytest.approx((300.0, 0.5, None))
     assert throughput(flops, 10.0, ceilings, "TF32") == (pytest.approx(300.0), None, "no ceiling for TF32: not there")
     assert throughput(flops, None, ceilings, "FP16") == (None, None, "the step was not timed")
     assert throughput(None, 10.0, None, "FP16") == (None, None, "FLOPs were not counted")
+    differ = "the batches differ in FLOPs: the median step is not one of their mean"
+    assert throughput(replace(flops, by_batch=(1, 7)), 10.0, ceilings, "FP16") == (None, None, differ)
+    assert throughput(replace(flops, by_batch=(4, 4)), 10.0, ceilings, "FP16")[0] == pytest.approx(300.0)
     assert replace(flops, recomputed=0).model == flops.model == 3 * 10**12
     assert flops.executed == 4 * 10**12
+
+
+def lengths_job(*lengths: int) -> Job:
+    """Batches of so many rows."""
+    return replace(job(), train_batches=lambda: [torch.randn(rows, 8) for rows in lengths])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "flops", "steps"),
+    [
+        ((5, 5, 5, 5), None, 3),
+        ((5, 2, 9, 4), None, 4),
+        ((5, 2), None, 4),
+        ((5, 2, 9, 4), Flops(1, 2, 0, by_batch=(3, 3)), 3),
+        ((5, 5, 5, 5), Flops(1, 2, 0, by_batch=(3, 6, 3, 3)), 4),  # packed, say: shapes do not tell
+    ],
+)
+def test_where_batches_differ_each_is_traced_as_often_as_any_other(monkeypatch, lengths, flops, steps):
+    each, asked = lengths_job(*lengths), []
+    monkeypatch.setattr(trace_room, "traced", lambda run, count: asked.append(count) or Trace((), 1, 1.0))
+    with steady_run(each, each.start(0, len(lengths)), FP32_IEEE, torch.device("cpu"), 1) as run:
+        run.session.device = torch.device("cuda")  # what is traced is planted
+        trace_arm(run, flops=flops)
+    assert asked == [steps]
+
+
+def test_on_a_gpu_that_is_shared_an_arm_has_its_names_and_no_rate_and_is_marked(monkeypatch):
+    each, timed = job(), []
+    trace = one_step().read()
+    odd = [
+        replace(k, op=replace(k.op, dims=((128, 33), (33, 64)))) if k.name[:7] == "cutlass" else k
+        for k in trace.kernels
+    ]
+    monkeypatch.setattr(trace_room, "traced", lambda run, count: replace(trace, kernels=tuple(odd)))
+    monkeypatch.setattr(trace_room, "time_products", lambda products, device: timed.append(products) or {})
+    ceilings = Ceilings({"FP16": 600.0, "FP32": 50.0}, None, 8192, 1.0)
+    flops = Flops(10**9, 2 * 10**9, 0, {"fc": (10**9, 2 * 10**9)})
+    why = "the GPU was busy with other work before this run"
+
+    def found(shared: str | None) -> ArmKernels:
+        with steady_run(each, each.start(0, 2), FP32_IEEE, torch.device("cpu"), 1) as run:
+            run.session.device = torch.device("cuda")
+            run.session.precision = Precision("FP16", autocast=torch.float16)
+            run.in_force_again = lambda: nullcontext(run.step)
+            return trace_arm(run, step_ms=1.0, flops=flops, ceilings=ceilings, shared=shared)
+
+    alone = found(None)
+    assert alone.shared is None
+    assert alone.tflops_per_s == pytest.approx(3.0)
+    assert timed
+    assert any(layer.tflops_per_s for layer in alone.layers)
+    assert alone.findings[0].code == "gpu-waits"
+    timed.clear()
+    shared = found(why)
+    assert (shared.shared, shared.throughput_reason, shared.tflops_per_s, shared.of_ceiling) == (why, why, None, None)
+    assert timed == []
+    assert [layer.tflops_per_s for layer in shared.layers] == [None] * len(shared.layers)
+    assert shared.time.by_class == alone.time.by_class
+    assert [layer.tensor_cores for layer in shared.layers] == [layer.tensor_cores for layer in alone.layers]
+    assert "gpu-waits" not in {finding.code for finding in shared.findings}
+    assert ladder_of(shared).levels[4].text == why
+
+
+# --- bodies alone
+
+
+def test_a_body_that_fails_while_it_is_timed_has_no_time_and_leaves_the_others_theirs(monkeypatch):
+    def grafted(profiler):
+        """Each range a kernel, the first of 10 us, the next of 20 us and so on."""
+        document, written = exported(profiler), Written()
+        starts = sorted(e["ts"] for e in document["traceEvents"] if e.get("name") == STEP)
+        for i, start in enumerate(starts):
+            written.kernel("k", start + 0.01, start + 1, 10.0 * (i + 1), None)
+        return {**document, "traceEvents": document["traceEvents"] + written.events[2:]}
+
+    def body(fails_at: int | None):
+        calls = iter(range(100))
+
+        def call():
+            if next(calls) == fails_at:
+                raise RuntimeError("CUDA error: an illegal instruction was encountered")
+
+        return lambda: call
+
+    monkeypatch.setattr("mpdiag.measure.profiled.exported", grafted)
+    found = kernel_ms([body(None), body(0), body(3), body(None)], calls=2)
+    assert found == [pytest.approx(0.005), None, None, pytest.approx(0.015)]
+
+
+def test_a_record_of_the_profiler_that_cannot_be_read_leaves_every_body_without_a_time(monkeypatch):
+    def broken(profiler):
+        return json.loads('{"traceEvents": [')
+
+    monkeypatch.setattr("mpdiag.measure.profiled.exported", broken)
+    assert kernel_ms([lambda: lambda: None] * 2, calls=2) == [None, None]
+
+
+def test_a_trace_is_read_as_utf_8_whatever_the_locale_says(monkeypatch):
+    class Profiler:
+        def export_chrome_trace(self, path):
+            Path(path).write_bytes('{"name": "Schicht/\u00e4"}'.encode())
+
+    read = Path.read_text
+
+    def in_ascii(path, encoding=None, errors=None):
+        return read(path, encoding=encoding or "ascii", errors=errors)
+
+    monkeypatch.setattr(Path, "read_text", in_ascii)
+    assert exported(Profiler()) == {"name": "Schicht/\u00e4"}

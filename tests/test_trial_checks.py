@@ -12,13 +12,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
 
+import report_samples as samples
 from test_checks import HEALTHY, capture
 
 from mpdiag.accuracy import ControlOutcome
-from mpdiag.advice import advise, advise_on_trials, with_findings
+from mpdiag.advice import advise, advise_on_trials, before_runs, with_findings
 from mpdiag.advice.checks import BY_CODE, TRIAL_CHECKS
 from mpdiag.diagnosis import Advice, Finding, Trial, Verification
 from mpdiag.foretold import TensorForecast, summarized
+from mpdiag.plan import IslandPlan
 
 ADVICE = advise(capture(*HEALTHY))
 
@@ -250,6 +252,94 @@ def test_mp607_a_run_that_raises_after_the_first_iteration():
 def test_mp608_is_information_where_no_control_failed(failed, says):
     controls = tuple(ControlOutcome(f"control-{i}", each, "why") for i, each in enumerate(failed))
     assert severities(found("MP608", controls=controls)) == ["info"] * says
+
+
+# MP609 evaluation-fails
+
+GIVEN = {"acc": 0.5, "f1": 0.25}
+
+
+def evaluated(*trials: Trial) -> list[Finding]:
+    runs = Verification((trial("fp32", metric=GIVEN), *trials), (), "go", "r")
+    return list(BY_CODE["MP609"].find(runs, ADVICE))
+
+
+def unmeasured(arm: str, why: str = "no kernel for Half, at a.py:3") -> Trial:
+    return trial(arm, not_measured={"metric": why})
+
+
+@pytest.mark.parametrize(
+    ("trials", "severity", "message"),
+    [
+        (["fp16"], "warning", "evaluate() gives no acc and f1 under FP16: no kernel for Half, at a.py:3"),
+        (["bf16"], "info", "evaluate() gives no acc and f1 under BF16: no kernel for Half, at a.py:3"),
+        (["bf16", "fp16"], "warning", "evaluate() gives no acc and f1 under FP16 and BF16: no kernel for Half, at "
+         "a.py:3"),
+    ],
+    ids=["fp16", "bf16", "both"],
+)  # fmt: skip
+def test_mp609_an_evaluate_that_gives_no_metric_where_the_training_runs(trials, severity, message):
+    (f,) = evaluated(*map(unmeasured, trials))
+    assert (f.severity, f.message) == (severity, message)
+    assert "cast the model's output to FP32 in evaluate()" in f.remedy
+
+
+def test_mp609_a_name_that_is_left_out_is_named_alone():
+    (f,) = evaluated(trial("fp16", metric={"acc": 0.5, "new": 1.0}))
+    assert f.message == "evaluate() gives no f1 under FP16: it gives other names"
+
+
+def test_mp609_a_run_that_failed_a_control_and_a_job_without_a_metric_are_no_matter():
+    assert evaluated(trial("fp16", error="boom"), unmeasured("fp16-pure"), trial("bf16", metric=GIVEN)) == []
+    assert found("MP609", unmeasured("fp16", "the target defines no evaluate(model)")) == []
+
+
+def test_mp608_names_only_the_controls_that_kept_up():
+    outcomes = (ControlOutcome("fp16-unscaled", False, "loss equivalent"), ControlOutcome("fp16-pure", None, "b", True))
+    (f,) = found("MP608", controls=outcomes)
+    assert f.message.startswith("fp16-unscaled did not fall behind FP32 in 100 steps")
+    assert f.evidence["controls"] == 1
+
+
+def test_mp604_is_about_the_scale_that_the_runs_start_at_where_none_is_advised():
+    scale = replace(ADVICE.loss_scale, log2_scale=None, upper_log2=12)
+    advice = replace(ADVICE, loss_scale=scale)
+    lost = [forecast(1.0, log2_scale=k) for k in (0, 12)]
+    (f,) = found("MP604", advice=advice, prediction=summarized(lost, True))
+    assert "at a loss scale of 2^12" in f.message
+    assert found("MP604", advice=advice, prediction=summarized(lost[:1], True)) == []
+
+
+# an earlier verification's
+
+
+def test_an_earlier_verifications_findings_do_not_judge_the_next_one():
+    made = samples.on_gpu()
+    stale, lasting = said("MP607").findings, said("MP101").findings
+    saved = replace(made, advice=replace(made.advice, findings=(*stale, *lasting)))
+    assert [f.code for f in before_runs(saved).advice.findings] == ["MP101"]
+
+
+def test_a_plan_that_only_an_earlier_verification_made_goes_with_it():
+    made = samples.on_gpu()
+    plan = IslandPlan(("fc",), True, True, 5, "dynamic", 2000, 3, 1.0, True)
+    saved = replace(made, advice=replace(made.advice, plan=plan, keep_fp32=("fc",), findings=said("MP101").findings))
+    again = before_runs(replace(saved, elapsed_seconds={"verify": 1.0, "islands again": 2.0}))
+    assert (again.advice.plan, again.advice.keep_fp32) == (None, ("s",))
+    assert again.elapsed_seconds == {"verify": 1.0}
+    begun = before_runs(replace(saved, elapsed_seconds={"islands": 1.0, "islands again": 2.0}))
+    assert begun.advice.plan == plan, "what the scan's own search found is the capture's"
+
+
+def test_what_raised_in_the_capture_and_raises_no_more_is_not_told():
+    made = samples.on_gpu()
+    raised = Finding("MP304", "n", "error", "s", "m", {"error": "boom"}, "r")
+    other = Finding("MP502", "n", "info", "s", "m", {"error": None}, "r")
+    saved = replace(
+        made, advice=replace(made.advice, findings=(raised, other)), capture=replace(made.capture, amp_error="boom")
+    )
+    assert before_runs(saved, raises=True).advice.findings == (raised, other)
+    assert before_runs(saved, raises=False).advice.findings == (other,)
 
 
 # all of them

@@ -213,6 +213,11 @@ def test_an_emulated_run_says_so():
     assert reason.startswith("FP16 (emulated CUDA policy) with the recommended")
 
 
+def test_one_step_is_written_without_an_s():
+    runs = [replace(t, steps=1, losses=(1.0,)) for t in RUNS]
+    assert " over 1 step and 3 seeds is undecided" in decided(judged("fp16", "inconclusive"), trials=runs)[1]
+
+
 def test_one_seed_is_written_without_an_s():
     reason = decided(judged("fp16", "equivalent"), trials=RUNS[:3])[1]
     assert reason.endswith("over 100 steps and 1 seed (a smoke test: five seeds make a verdict)")
@@ -272,6 +277,60 @@ def test_a_bf16_that_keeps_up_stays_the_way_out_and_the_mending_of_fp16_is_named
     verdict, reason = raising(judged("bf16", "equivalent"), code="MP305")
     assert (verdict, reason.startswith("train in BF16")) == ("go-with-changes", True)
     assert reason.endswith("FP16 raises at step 1: boom: mend MP305 for it")
+
+
+# a metric that evaluate() does not give
+
+
+def open_metric(arm: str, quantity: str = "top_1") -> Comparison:
+    reason = "evaluate() gives no value here: boom"
+    return judged(arm, "not-measured", quantity, reason, difference=None, interval=None)
+
+
+def test_where_evaluate_alone_fails_the_loss_decides_and_it_is_no_plain_go():
+    about = [judged("fp16", "equivalent"), open_metric("fp16"), judged("bf16", "worse")]
+    assert decided(*about) == (
+        "go-with-changes",
+        "FP16 equals FP32 in its loss over 100 steps and 3 seeds (a smoke test: five seeds make a verdict), but its "
+        "evaluate() gave no top 1 to judge: mend MP609, then verify again",
+    )
+    assert train_with(about) == "fp16"
+
+
+def test_where_evaluate_fails_an_error_is_mended_first_and_a_bf16_that_passes_is_named():
+    about = [judged("fp16", "equivalent"), open_metric("fp16"), judged("bf16", "equivalent")]
+    verdict, reason = decided(*about, findings=(FINDING,))
+    assert (verdict, train_with(about)) == ("go-with-changes", "fp16")
+    assert reason.endswith("mend MP101, MP609, then verify again. BF16 equals FP32")
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [("inconclusive", "inconclusive"), ("worse", "no-go")])
+def test_where_evaluate_fails_a_loss_that_is_worse_or_undecided_stays_so(loss, verdict):
+    about = [judged("fp16", loss), open_metric("fp16"), judged("bf16", "worse")]
+    assert (decided(*about)[0], train_with(about)) == (verdict, None)
+
+
+def test_where_evaluate_fails_another_metric_that_is_worse_decides():
+    about = [judged("fp16", "equivalent"), open_metric("fp16"), judged("fp16", "worse", "f1"), judged("bf16", "worse")]
+    assert (decided(*about)[0], train_with(about)) == ("no-go", None)
+
+
+def test_a_bf16_whose_metric_alone_fails_does_not_fall_behind():
+    about = [judged("fp16", "worse"), judged("bf16", "equivalent"), open_metric("bf16")]
+    verdict, reason = decided(*about)
+    assert (verdict, train_with(about)) == ("go-with-changes", "bf16")
+    assert reason.startswith("BF16 equals FP32 in its loss over 100 steps")
+    assert reason.endswith("mend MP609, then verify again; FP16 as it is is worse (loss differs by +0.25, margin 0.05)")
+
+
+def test_a_plan_that_passes_in_all_goes_before_a_loss_alone():
+    about = [judged("fp16", "equivalent"), open_metric("fp16"), judged("fp16-plan", "equivalent")]
+    assert train_with(about) == "fp16-plan"
+
+
+def test_a_control_without_its_metric_has_not_shown_to_be_equal():
+    (found,) = control_outcomes([judged("fp16-pure", "equivalent"), open_metric("fp16-pure")])
+    assert (found.failed, found.why) == (None, "top 1: evaluate() gives no value here: boom")
 
 
 # not worse is enough

@@ -237,6 +237,88 @@ def test_one_that_is_stopped_before_its_first_trial_keeps_the_earlier_one(target
     assert raised.value.diagnosis.environment == saved.environment
 
 
+def test_one_that_is_stopped_before_anything_is_run_keeps_the_earlier_one(target, monkeypatch):
+    saved = mpdiag.scan("model.py", device="cpu", steps=3, seed=5, verify_steps=6, seeds=2)
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mpdiag.finish.verification_stage", stop)  # as it begins, it imports for a second
+    with pytest.raises(MpdiagError) as raised:
+        verify_saved(saved, device="cpu")
+    assert raised.value.diagnosis.verification == saved.verification
+    assert raised.value.diagnosis.advice == saved.advice
+
+
+def test_one_that_is_stopped_just_after_its_last_run_keeps_its_runs(target, monkeypatch):
+    from mpdiag.draft import Draft
+
+    def stop(self, stage, parts):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    saved = scanned(verify_steps=6, seeds=2)
+    monkeypatch.setattr(Draft, "apart", stop)
+    with pytest.raises(MpdiagError) as raised:
+        verify_saved(saved, device="cpu")
+    assert len({trial.seed for trial in raised.value.diagnosis.verification.trials}) == 2
+
+
+def test_what_an_earlier_verification_found_does_not_judge_this_one(target, monkeypatch):
+    from mpdiag.verify.run import VerificationRun
+
+    judged_by = []
+    record = VerificationRun.record
+
+    def noted(self, interrupted=False):
+        judged_by.extend(f.code for f in self.advice.findings)
+        return record(self, interrupted)
+
+    text = MODEL.format(width=4, lr=0.1)
+    raising = text.replace("    return ((model", "    raised(model, batch)\n    return ((model") + (
+        "CALLS = []\n"
+        "def raised(model, batch):\n"
+        "    if model(batch[0]).dtype == torch.float16:\n"
+        "        CALLS.append(1)\n"
+        "        if len(CALLS) > 100: raise TypeError('float32 only')\n"
+    )
+    target.write_text(raising.replace("> 100", "> 9"))
+    saved = mpdiag.scan("model.py", device="cpu", steps=3, seed=5, verify_steps=20, seeds=2)
+    assert "MP607" in {f.code for f in saved.advice.findings}
+    target.write_text(text)
+    monkeypatch.setattr(VerificationRun, "record", noted)
+    found = verify_saved(saved, device="cpu")
+    assert not any(t.error for t in found.verification.trials)
+    assert judged_by
+    assert "MP607" not in judged_by
+    assert "MP607" not in {f.code for f in found.advice.findings}
+
+
+def test_what_raised_in_the_capture_is_tried_again_before_it_judges(target):
+    text = MODEL.format(width=4, lr=0.1)
+    target.write_text(
+        text.replace("    return ((model", "    torch.linalg.svdvals(model(batch[0]))\n    return ((model")
+    )
+    saved = scanned(verify_steps=6, seeds=2)
+    assert "MP304" in {f.code for f in saved.advice.findings}
+    assert "MP304" in {f.code for f in verify_saved(saved, device="cpu").advice.findings}, "it raises still"
+    target.write_text(text)
+    found = verify_saved(saved, device="cpu")
+    assert "MP304" not in {f.code for f in found.advice.findings}
+    assert found.capture == saved.capture
+
+
+def test_from_another_folder_it_says_where_to_run_it(target, monkeypatch, tmp_path_factory):
+    from mpdiag.saved import to_json
+
+    run = target.with_name("run.json")
+    run.write_text(to_json(scanned()))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    error = CliRunner().invoke(verify, [str(run), "--device", "cpu"]).exception
+    assert error.slug == "target-not-found"
+    assert error.hint.startswith("run it from the folder where you scanned")
+
+
 def test_the_search_of_islands_on_another_machine_is_not_charged_to_this_budget(target):
     from dataclasses import replace
 

@@ -15,6 +15,7 @@ Blackwell, and Transformer Engine's support matrix."""
 
 _ROWS = {"FP8": ("E4M3", "E5M2")}  # one format by the table's names, another by the reader's
 _ARMS = {"fp16": FP16, "fp16-plan": FP16_ISLANDS, "bf16": BF16}
+_BY_LOSS = "passed by loss"
 _BEYOND = ("NVFP4", "MXFP8", "FP8")  # fewest bits first
 
 
@@ -93,6 +94,7 @@ def _verified(
     chosen, verified = _ARMS[arm], True
     emulated = any(trial.emulated for trial in verification.trials if trial.arm == arm)
     reason = f"trained here{', emulated,' if emulated else ''} and keeps up with FP32"
+    reason += " in its loss, evaluate() gave no metric" if states[arm] == _BY_LOSS else ""
     errors = _errors(advice) if arm == "fp16" else ""
     if arm == "fp16" and _plan(advice) is not None and states["fp16-plan"] != "worse":
         chosen, verified = FP16_ISLANDS, states["fp16-plan"] == "passed"
@@ -182,23 +184,36 @@ def _foretold(advice: Advice, fmt: str) -> str:
 
 
 def _state(arm: str, verification: Verification | None) -> str | None:
-    """ "passed", "worse" or "undecided" by an arm's losses and metrics; None where it was not trained."""
-    judged = [c for c in verification.comparisons if c.candidate == arm and not c.is_ratio] if verification else []
-    judged = [c for c in judged if c.verdict != "not-measured"]
+    """ "passed", "worse" or "undecided" by an arm's losses and metrics; None where it was not trained.
+
+    _BY_LOSS where it passed and evaluate() gave no metric.
+    """
+    about = [c for c in verification.comparisons if c.candidate == arm and not c.is_ratio] if verification else []
+    judged = [c for c in about if c.verdict != "not-measured" and c.decides]
     if not judged:
         return None
     if any(c.verdict == "worse" for c in judged):
         return "worse"
     passed = all(c.verdict in ("equivalent", "better") or (c.test and c.test.noninferior) for c in judged)
+    if passed and any(c.verdict == "not-measured" for c in about):
+        return _BY_LOSS
     return "passed" if passed else "undecided"
 
 
 def _here(state: str | None) -> str:
     """What to add of an arm that is foretold to fit: how it did here."""
-    told = {"passed": ", keeps up with FP32 here", "worse": ", falls behind FP32 here"}
+    told = {
+        "passed": ", keeps up with FP32 here",
+        _BY_LOSS: ", keeps up here in its loss",
+        "worse": ", falls behind FP32 here",
+    }
     return told.get(state or "", ", here undecided") if state else ", not trained here"
 
 
 def _trained(state: str | None) -> str | None:
-    told = {"passed": "trained here, keeps up with FP32", "worse": "trained here, falls behind FP32"}
+    told = {
+        "passed": "trained here, keeps up with FP32",
+        _BY_LOSS: "trained here, keeps up with FP32 in its loss, evaluate() gave no metric",
+        "worse": "trained here, falls behind FP32",
+    }
     return told.get(state or "", "trained here, undecided") if state else None

@@ -25,13 +25,18 @@ def advise(capture: Capture, parts: Sequence[Part] = ()) -> Advice:
     loss_scale = recommend(capture, parts)
     found = (finding for check in CAPTURE_CHECKS for finding in check.find(capture, loss_scale))
     findings = worst_first(with_source(finding, capture) for finding in found)
-    keep = [f.subject for f in findings if f.code in _KEEPS_FP32 and f.severity != "info"]
-    owners = [f.subject.rpartition(".")[0] for f in findings if f.code == "MP104"]  # of an overflowing weight
-    keep += [owner for owner in owners if owner]
-    names = tuple(dict.fromkeys(keep))
+    names = asked_to_keep(findings)
     forecasts = (*what_if(capture, parts), *what_if_in_blocks(capture, parts))
     drift = tuple(window_at(steps, seen) for steps, seen in parts) if len(parts) > 1 else ()
     return Advice(FP16.name, loss_scale, findings, names, drift=drift, other_formats=forecasts)
+
+
+def asked_to_keep(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """The modules that these findings ask to keep in FP32; whether they are enough is for a search to try."""
+    keep = [f.subject for f in findings if f.code in _KEEPS_FP32 and f.severity != "info"]
+    owners = [f.subject.rpartition(".")[0] for f in findings if f.code == "MP104"]  # of an overflowing weight
+    keep += [owner for owner in owners if owner]
+    return tuple(dict.fromkeys(keep))
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -8,11 +8,14 @@ from dataclasses import replace
 from mpdiag.advice.checks import RUN_CHECKS, TRIAL_CHECKS
 from mpdiag.advice.checks.gradients import CURED, GradientUnderflow
 from mpdiag.advice.format_choice import with_format_choice
-from mpdiag.advice.from_capture import worst_first
+from mpdiag.advice.from_capture import asked_to_keep, worst_first
 from mpdiag.advice.places import with_source
 from mpdiag.diagnosis import Advice, Diagnosis, Finding, Verification
 
 _LATE = {check.code for check in (*TRIAL_CHECKS, *RUN_CHECKS)}
+_RAISED = ("MP303", "MP304", "MP502")  # findings whose evidence may be that the capture's FP16 iteration raised
+SEARCHED, SEARCHED_AGAIN = "islands", "islands again"  # the stages that make a plan: before and in a verification
+OF_RUNS = (SEARCHED_AGAIN, "largest batch", "build", "evaluate")  # stages that the next verification may not have
 _CONTRADICT = ("MP602", "MP604")  # the scale fell below 1, a gradient is dead: no scale cures this job's underflow
 
 
@@ -32,6 +35,25 @@ def with_findings(advice: Advice, found: Iterable[Finding]) -> Advice:
     contradicted = any(finding.code in _CONTRADICT for finding in late)
     kept = [_after_runs(finding, contradicted) for finding in advice.findings if finding.code not in _LATE]
     return replace(advice, findings=worst_first((*kept, *late)))
+
+
+def before_runs(diagnosis: Diagnosis, raises: bool = True) -> Diagnosis:
+    """The diagnosis without what an earlier verification added to it, for the next one to judge afresh.
+
+    That is findings, and an island plan that was searched for only because a run lost a gradient. raises: whether FP16
+    still raises in its first iteration; where it does not, the findings that say so go too.
+    """
+    advice, seconds = diagnosis.advice, diagnosis.elapsed_seconds
+    if advice is None:
+        return diagnosis
+    raised = diagnosis.capture.amp_error if diagnosis.capture else None
+    old = [f for f in advice.findings if f.code in _RAISED and f.evidence.get("error") == raised] if raised else []
+    kept = [f for f in advice.findings if f.code not in _LATE and (raises or f not in old)]
+    if SEARCHED_AGAIN in seconds and SEARCHED not in seconds:
+        advice = replace(advice, plan=None, keep_fp32=asked_to_keep(kept))
+    advice = replace(advice, findings=tuple(_after_runs(finding, False) for finding in kept))
+    stages = {stage: spent for stage, spent in seconds.items() if stage not in OF_RUNS}
+    return replace(diagnosis, advice=advice, elapsed_seconds=stages)
 
 
 def _after_runs(finding: Finding, contradicted: bool) -> Finding:

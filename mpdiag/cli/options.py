@@ -65,6 +65,8 @@ how_to_verify = _stacked(
     click.option("--memory-limit", type=click.FloatRange(0, MOST_GB, min_open=True), metavar="GB",
                  callback=_finite,
                  help="Search it as on a card of so many GB (1e9 bytes)."),
+    click.option("--control-costs", is_flag=True,
+                 help="On a GPU: measure also what pure FP16 takes, though nobody should train in it."),
 )  # fmt: skip
 
 how_to_show = _stacked(

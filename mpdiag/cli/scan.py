@@ -65,8 +65,8 @@ def _places(text: str) -> tuple[int, ...]:
 def scan(
     target: str, steps: int, at: tuple[int, ...], skip: int, seed: int, device: str, depth: str, start_from: str | None,
     verify: bool, verify_steps: int, seeds: int, time_budget: float, costs: bool, largest_batch: bool,
-    memory_limit: float | None, out: Path, json_path: str | None, html_path: Path | None, plotly: str, fail_on: str,
-    include: tuple[str, ...], exclude: tuple[str, ...],
+    memory_limit: float | None, control_costs: bool, out: Path, json_path: str | None, html_path: Path | None,
+    plotly: str, fail_on: str, include: tuple[str, ...], exclude: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Observe TARGET's FP32 training, advise a loss scale, verify mixed precision.
 
@@ -79,7 +79,7 @@ def scan(
         steps=steps, seed=seed, device=device, verify=verify, verify_steps=verify_steps, seeds=seeds,
         time_budget_seconds=time_budget, include=include, exclude=exclude, depth=depth, at=at, skip=skip,
         start_from=start_from, costs=costs, largest_batch=largest_batch,
-        memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9),
+        memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e9), control_costs=control_costs,
     )  # fmt: skip
     source, _, attribute = target.rpartition(":")
     if not source or attribute.endswith(".py") or "/" in attribute:

@@ -14,9 +14,12 @@ from mpdiag.cli.files import apart, writable, write
 from mpdiag.cli.options import how_much_again, how_to_show, how_to_verify, where_to_run
 from mpdiag.cli.process import interruptible
 from mpdiag.cli.stdout import told as said
+from mpdiag.errors import UsageError
 
 if TYPE_CHECKING:
     from mpdiag.diagnosis import Diagnosis
+
+ELSEWHERE = ("target-not-found", "no-such-file")  # the target's file, or its checkpoint
 
 
 @click.command(short_help="Finish a saved scan here: train in mixed precision beside FP32.")
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
 @how_to_show
 def verify(
     run: Path, device: str, verify_steps: int | None, seeds: int | None, time_budget: float, costs: bool,
-    largest_batch: bool, memory_limit: float | None, json_path: str | None, html_path: Path | None, plotly: str,
-    fail_on: str,
+    largest_batch: bool, memory_limit: float | None, control_costs: bool, json_path: str | None,
+    html_path: Path | None, plotly: str, fail_on: str,
 ) -> int:  # fmt: skip
     """Finish on this machine what RUN.json began elsewhere: the same job, seeds, steps, loss scale and FP32 islands.
 
@@ -53,14 +56,17 @@ def verify(
         "device": device, "verify_steps": verify_steps, "seeds": seeds, "time_budget_seconds": time_budget,
         "costs": costs, "largest_batch": largest_batch,
         "memory_limit_bytes": None if memory_limit is None else int(memory_limit * 1e9),
+        "control_costs": control_costs,
     }  # fmt: skip
     changed: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     earlier = _set_aside(data, saved) if data == run.resolve() else None
     with interruptible() as interruption:
         try:
             diagnosis, stopped = attempted(lambda shown: verify_saved(saved, **changed, **shown), data, interruption)
-        except BaseException:
+        except BaseException as error:
             _no_longer_needed(earlier)  # it could not begin: RUN.json is as it was
+            if isinstance(error, UsageError) and error.slug in ELSEWHERE:
+                error.hint = "run it from the folder where you scanned: verify looks for the same files"
             raise
         if diagnosis.verification == saved.verification:
             _no_longer_needed(earlier)

@@ -11,9 +11,11 @@ class EnergyUse:
 
     joules_per_sample: mean over the windows, of the whole GPU. interval: its 95 % confidence interval from three
     windows on, else None. joules_per_sample_above_idle: less what the GPU draws with nothing running, None for the
-    above_idle_reason; idle_share: the part of the energy that is (0..1). by_window: each window's joules a sample.
-    seconds: of all windows together. clocks_mhz, temperatures_c: lowest and highest seen. throttled: whether heat or a
-    power cap held the clock down, None where NVML does not tell; limited_by names it. reason: why there is no figure.
+    above_idle_reason; idle_share: the part of the energy that is (0..1). by_window: each window's joules a sample, one
+    a round, None for a window that was lost. seconds: of all windows together. step_time_ms: the mean step in them; the
+    note says where it is not the timed one. clocks_mhz, temperatures_c: lowest and highest seen. throttled: whether
+    heat or a power cap held the clock down, None where NVML does not tell; limited_by names it. reason: why there is no
+    figure.
     """
 
     arm: str
@@ -27,10 +29,11 @@ class EnergyUse:
     idle_share: float | None = None
     watts: float | None = None
     samples: int = 0
-    by_window: tuple[float, ...] = ()
+    by_window: tuple[float | None, ...] = ()
     clocks_mhz: tuple[int, int] | None = None
     temperatures_c: tuple[int, int] | None = None
     throttled: bool | None = None
     limited_by: tuple[str, ...] = ()
     note: str | None = None
     above_idle_reason: str | None = None
+    step_time_ms: float | None = None

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LAUNCH_BOUND = "launch-bound"  # the GPU waits for the host, and its kernels are as short as a launch
+GPU_WAITS = "gpu-waits"  # the GPU waits for the host, whose kernels are longer than that
+WAITING = (LAUNCH_BOUND, GPU_WAITS)
+SCALERS_READ = "GradScaler.step (aten::item)"  # the one number that a GradScaler reads a step: were there infinities
+
 
 @dataclass(frozen=True)
 class NamedKernel:
@@ -25,12 +30,28 @@ class NamedKernel:
 
 
 @dataclass(frozen=True)
+class HostWait:
+    """Calls in which the host waits for the GPU, so that nothing more is queued meanwhile.
+
+    call: of the CUDA API. op: the outermost operator around it, SCALERS_READ for a GradScaler's, None where it is in
+    none (torch.cuda.synchronize). module: as of a kernel. calls and time_ms are per traced step.
+    """
+
+    call: str
+    op: str | None
+    module: str | None
+    calls: float
+    time_ms: float
+
+
+@dataclass(frozen=True)
 class KernelTime:
     """Where the GPU's kernel time of a step went; every share is of total_ms, 0..1.
 
     by_class: shares of yes, no, ambiguous, unknown. by_dtype: of each operator's input type. tensor_by_dtype: the
     tensor-core time alone, also as shares of total_ms. matrix: products and convolutions. busy_ms: the union of all
-    kernels and copies. busy_share: of step_ms, the untraced step where it was given (step_traced false).
+    kernels and copies. busy_share: of step_ms, the untraced step where it was given (step_traced false). waits: of
+    the host for the GPU, longest first.
     """
 
     steps: int
@@ -51,16 +72,17 @@ class KernelTime:
     busy_share: float
     top: tuple[NamedKernel, ...] = ()
     unknown: tuple[NamedKernel, ...] = ()
+    waits: tuple[HostWait, ...] = ()
 
 
 @dataclass(frozen=True)
 class WhyNot:
     """One thing that keeps time from tensor cores, and what mending it would give.
 
-    code: a stable word. gain_ms: of a step's kernel time, which is none of the step's where the GPU waits for the host
-    (a finding "launch-bound" of the arm); None where it is not known. gain_from: "measured" (products timed alone),
-    "bound" (at most: the traced time of kernels that would go away), "formula" (at most), "arm" (of the step itself:
-    an arm with the remedy was timed), or why there is none.
+    code: a stable word. gain_ms: of a step's kernel time, which is little or none of the step's where the GPU waits for
+    the host (a finding of the arm, one of WAITING); None where it is not known. gain_from: "measured" (products timed
+    alone), "bound" (at most: the traced time of kernels that would go away), "formula" (at most), "arm" (of the step
+    itself: an arm with the remedy was timed), or why there is none.
     """
 
     code: str
@@ -76,9 +98,10 @@ class LayerUse:
 
     tensor_cores: "yes", "no", "mixed", or "unknown", over the time of its products. dtype: of its products' inputs.
     flops: per step, forward and backward. tflops_per_s: flops over the time of its products ("profiled time").
-    of_ceiling: that over the ceiling measured for its dtype. impossible_without: its rate is beyond what CUDA cores
-    reach on this GPU, so tensor cores ran (one-sided: False proves nothing); None where no ceiling was measured, and
-    for convolutions, whose algorithms may need fewer operations than are counted.
+    of_ceiling: that over the ceiling measured for its dtype, the burst's if of_burst, else the sustained one; above 1
+    where the clock, the shape or the algorithm is better than the ceiling's. impossible_without: its rate is beyond
+    what CUDA cores reach on this GPU, so tensor cores ran (one-sided: False proves nothing); None where no ceiling was
+    measured, and for convolutions, whose algorithms may need fewer operations than are counted.
     """
 
     name: str
@@ -93,6 +116,7 @@ class LayerUse:
     of_ceiling: float | None = None
     impossible_without: bool | None = None
     why_not: tuple[WhyNot, ...] = ()
+    of_burst: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,9 @@ class ArmKernels:
     arithmetic: of its products, "FP16", "BF16", "TF32" or "FP32" (IEEE, or what the user's settings say). findings:
     what holds for the whole step. layers_reason: why single layers are not told. tflops_per_s: the model's FLOPs over
     the untraced step; of_ceiling: that over what this GPU sustains in the arm's arithmetic; None for the
-    throughput_reason. ladder: with the other levels of evidence, once they are known.
+    throughput_reason. ladder: with the other levels of evidence, once they are known. shared: why no time here is this
+    run's alone (others used the GPU): no rate and no waiting is told and nothing was timed again; names and types hold
+    all the same.
     """
 
     arm: str
@@ -141,15 +167,18 @@ class ArmKernels:
     reason: str | None = None
     layers_reason: str | None = None
     throughput_reason: str | None = None
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
 class Flops:
     """Floating-point operations of one training step, counted on an eager FP32 run; a multiply-add is two.
 
-    forward + backward = model. executed: with what checkpointing computed twice. by_module: forward and backward of
-    each module's own operators. corrections: what torch's counter gets wrong and was mended, with the FLOPs before
-    and after. uncounted: operators that multiply matrices and have no formula, so that the total is too small.
+    The mean over the batches that are timed, where these differ. by_batch: what each of them executes, in their order:
+    of all where they differ, else of the first two (empty in older records). forward + backward = model. executed: with
+    what checkpointing computed twice. by_module: forward and backward of each module's own operators. corrections: what
+    torch's counter gets wrong and was mended, with the FLOPs before and after. uncounted: operators that multiply
+    matrices and have no formula, so that the total is too small.
     """
 
     forward: int
@@ -160,6 +189,12 @@ class Flops:
     corrections: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
+    by_batch: tuple[int, ...] = ()
+
+    @property
+    def varied(self) -> bool:
+        """Whether batches differ in their FLOPs."""
+        return len(set(self.by_batch)) > 1
 
     @property
     def model(self) -> int:

@@ -118,6 +118,8 @@ def _e5(kernels: ArmKernels | None) -> Level:
     if layers is None:
         why = (kernels.layers_reason or kernels.reason) if kernels else None
         return _level("E5", None, why or "not measured")
+    if kernels is not None and kernels.shared is not None:
+        return _level("E5", None, kernels.shared)
     judged = [layer for layer in layers if layer.impossible_without is not None]
     if not judged:
         return _level("E5", None, "no layer's FLOP/s could be held against the CUDA cores' ceiling")
@@ -219,8 +221,9 @@ def _against_formulas(counters: CounterEvidence | None, flops: Flops | None) -> 
     if not counters or not counters.operations or flops is None or not flops.executed:
         return
     total = sum(counters.operations.values())
-    if total and abs(total / flops.executed - 1) > APART:
+    formulas = flops.by_batch[0] if flops.by_batch else flops.executed  # counters count the first batch
+    if total and formulas and abs(total / formulas - 1) > APART:
         yield (
-            f"the hardware counted {total / 1e12:.3g} TFLOP on tensor cores and formulas {flops.executed / 1e12:.3g} "
+            f"the hardware counted {total / 1e12:.3g} TFLOP on tensor cores and formulas {formulas / 1e12:.3g} "
             "in all products of a step"
         )

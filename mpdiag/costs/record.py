@@ -18,7 +18,8 @@ class Costs:
     """One entry an arm in each tuple, those that were measured; where a part is missing its reason says why.
 
     kernels: the traced arms with their layers. flops: of one step of the model, the same for every arm. shared: why no
-    figure of time, energy or tensor cores is this run's alone, None on a GPU of its own.
+    figure of time, energy or tensor cores is this run's alone, None on a GPU of its own. seconds: for all of it but the
+    search of the largest batch, which took largest_batch_seconds.
     """
 
     timing: Timing | None = None
@@ -41,6 +42,7 @@ class Costs:
     ceilings_reason: str | None = None
     sharing: GpuSharing | None = None
     seconds: float = 0.0
+    largest_batch_seconds: float = 0.0
 
     @property
     def shared(self) -> str | None:

@@ -17,8 +17,9 @@ class BodyReading:
 
     tflops: operations over a window of `seconds`, after a lead-in; gbytes_per_second counts bytes read and written.
     gpm: NVML GPM's shares 0..1 of the time by name, over the same window. relative_error: of its product against FP64.
-    first_clock_mhz: as the window began; sm_clock_mhz, power_watts, limited_by: as it ended, still under load. reason:
-    why it has no speed; gpm_reason: why it has no GPM reading.
+    first_clock_mhz: as the window began; sm_clock_mhz, power_watts, limited_by: as it ended, still under load.
+    burst_tflops: of its fastest steps in the first 50 ms after a rest, before a power limit lowers the clock;
+    burst_clock_mhz: right after them. reason: why it has no speed; gpm_reason: why it has no GPM reading.
     """
 
     body: str
@@ -33,6 +34,8 @@ class BodyReading:
     reason: str | None = None
     gpm_reason: str | None = None
     first_clock_mhz: int | None = None
+    burst_tflops: float | None = None
+    burst_clock_mhz: int | None = None
 
     @property
     def tensor_share(self) -> float | None:
@@ -101,11 +104,12 @@ class CounterEvidence:
 class Ceilings:
     """What this GPU reaches now, by the bodies of the calibration: the denominators of every "share of the ceiling".
 
-    tflops: by arithmetic (FP16, BF16, TF32, FP32 is IEEE); copy_gbytes_per_second: bytes read and written.
-    matmul_size: M = N = K. seconds: of all windows together; window_seconds: by body. sm_clock_mhz, power_watts,
-    limited_by: by body at the end of its window, where NVML tells. bursts: by body, how the clock still fell within
-    the window, so that longer work is slower. reasons: by arithmetic or "copy", why a figure is missing or not what it
-    seems.
+    tflops: sustained, by arithmetic (FP16, BF16, TF32, FP32 is IEEE), which is what whole steps are held against;
+    burst_tflops: of the first 50 ms, for a layer, whose kernels are as short (empty in older records).
+    copy_gbytes_per_second: bytes read and written. matmul_size: M = N = K. seconds: of all windows together;
+    window_seconds: by body. sm_clock_mhz, power_watts, limited_by: by body at the end of its window, where NVML tells;
+    burst_clock_mhz: right after its burst. bursts: by body, how the clock still fell within the window, so that longer
+    work is slower. reasons: by arithmetic or "copy", why a figure is missing or not what it seems.
     """
 
     tflops: dict[str, float]
@@ -118,6 +122,13 @@ class Ceilings:
     reasons: dict[str, str] = field(default_factory=dict)
     window_seconds: dict[str, float] = field(default_factory=dict)
     bursts: dict[str, str] = field(default_factory=dict)
+    burst_tflops: dict[str, float] = field(default_factory=dict)
+    burst_clock_mhz: dict[str, int] = field(default_factory=dict)
+
+    def of_layers(self, arithmetic: str) -> tuple[float | None, bool]:
+        """(TFLOP/s that a layer is held against, whether that is the burst); the sustained one where there is none."""
+        burst = self.burst_tflops.get(arithmetic)
+        return (self.tflops.get(arithmetic), False) if burst is None else (burst, True)
 
 
 def share_of_active(gpm: dict[str, float] | None) -> float | None:

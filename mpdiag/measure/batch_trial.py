@@ -120,7 +120,7 @@ def attempt(session: Session, base: Any, samples: int, card: Card, dim: int = 0)
     before = card.peaks()
     card.reset_peaks()
     try:
-        _run(session, wanted)
+        retries = _run(session, wanted, card)
         card.synchronize()
         peaks = card.peaks()
     except Exception as error:
@@ -132,21 +132,28 @@ def attempt(session: Session, base: Any, samples: int, card: Card, dim: int = 0)
         return BatchTrial(samples, False, None, message)
     finally:
         release_memory()
-    if peaks.alloc_retries > before.alloc_retries or peaks.ooms > before.ooms:
+    if peaks.alloc_retries > retries or peaks.ooms > before.ooms:
         return BatchTrial(
             samples, False, None, "the allocator had to empty its cache and try again: slow, and no margin"
         )
     return BatchTrial(samples, True, peaks.reserved_bytes)
 
 
-def _run(session: Session, wanted: Any) -> None:
+def _run(session: Session, wanted: Any, card: Card) -> int:
+    """The trial's steps and its pass without gradients; how often the allocator had tried again by the second step.
+
+    In the first step that the GradScaler does not skip, the optimizer's state finds the cache full of activations: the
+    allocator empties it once and has room from then on. One that still has to later does so in every step.
+    """
     batch = session.place(wanted)
     with steps_watched(session) as stepped:
-        for _ in range(STEPS):
+        for _ in range(1 + MOST_SKIPS):
             session.step(batch)
-        for _ in range(MOST_SKIPS):
             if stepped() or any(optimizer.state for optimizer in session.optimizers.values()):
                 break
+        card.synchronize()
+        retries = card.peaks().alloc_retries
+        for _ in range(STEPS - 1):
             session.step(batch)
     session.model.eval()
     try:
@@ -157,6 +164,7 @@ def _run(session: Session, wanted: Any) -> None:
             raise  # others: a model may have no loss in evaluation mode
     finally:
         session.model.train()
+    return retries
 
 
 def _resized(base: Any, samples: int, dim: int) -> Any:

@@ -29,6 +29,7 @@ _FOLDER = str(Path(__file__).resolve().parents[2])  # the child finds this very 
 
 
 _AT_WORK: weakref.WeakSet[Child] = weakref.WeakSet()
+_STARTING = threading.Lock()  # a child that is begun while all are ended is either among them or begun after
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,17 @@ class Child:
         self._answer = tempfile.NamedTemporaryFile(prefix="mpdiag-", suffix=".json")  # noqa: SIM115 # lives as long as the child
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         path = os.pathsep.join(filter(None, (_FOLDER, os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mpdiag.measure.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # what the user's code prints is not ours to show twice
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is the parent's, who then ends the child and its workers
-        )
+        with _STARTING:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mpdiag.measure.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,  # what the user's code prints is not ours to show twice
+                stderr=self._errors,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is the parent's, who then ends the child and its workers
+            )
+            _AT_WORK.add(self)
         assert self._process.stdin is not None
-        _AT_WORK.add(self)
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps({"task": task, "request": request, "answer": self._answer.name}).encode())
 
@@ -74,10 +76,13 @@ class Child:
         self._answer.seek(0)
         text = self._answer.read()
         if not text:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            how = f"was killed by {_signal(-code)}" if code < 0 else f"ended with code {code}"
             said = self._last_words()
             return Reply(None, f"the process that measures it {how}" + (f": {said}" if said else ""))
-        return Reply(**json.loads(text))
+        try:
+            return Reply(**json.loads(text))
+        except ValueError:  # it was killed, or the disk was full, in the middle of writing
+            return Reply(None, "the process that measures it left only a part of its answer")
 
     def end(self) -> None:
         """Kill it with whatever it started."""
@@ -91,9 +96,18 @@ class Child:
         return lines[-1][-LAST_WORDS:] if lines else ""
 
 
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
+
+
 def end_children() -> None:
     """Kill every child that is still at work, whoever waits for it."""
-    for child in list(_AT_WORK):
+    with _STARTING:
+        at_work = list(_AT_WORK)
+    for child in at_work:
         child.end()
 
 

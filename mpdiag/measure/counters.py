@@ -14,13 +14,12 @@ import torch
 from mpdiag.costs.tensor_cores import FP16_MATMUL, CounterEvidence
 from mpdiag.device.bodies import ready_body
 from mpdiag.device.cupti import Cupti, CuptiRefusedError
+from mpdiag.measure.again import cannot_start_again, open_again, request_for
 from mpdiag.measure.child import in_child
 from mpdiag.settings import WARMUP_STEPS
 from mpdiag.target import Job
-from mpdiag.training.precision import Precision, as_dict, from_dict
+from mpdiag.training.precision import Precision
 
-NEEDS_GPU = "needs a CUDA GPU"
-NO_TARGET = "the job cannot be loaded again in a process of its own: it was given as an object, not as a target"
 SECONDS = 180.0  # for the child: torch and the user's model take half a minute to load, five counters as many steps
 KNOWN_SIZE = 4096  # M = N = K: 2 * 4096^3 = 1.374e11 operations
 KNOWN_WITHIN = 0.01  # of that; a tile at the edge of a matrix may compute a little more
@@ -44,20 +43,17 @@ Counted = tuple[dict[str, float], int]
 
 
 def counters_of_arm(
-    arm: str, job: Job, precision: Precision, seed: int, device: torch.device, seconds: float = SECONDS
-) -> CounterEvidence:
-    """Count one warm step of an arm. Never raises for what the child meets: that is the reason."""
-    if device.type != "cuda":
-        return CounterEvidence(arm, None, reason=NEEDS_GPU)
-    if not job.target:
-        return CounterEvidence(arm, None, reason=NO_TARGET)
-    request = {
-        "target": job.target,
-        "start_from": None if job.checkpoint is None else job.checkpoint.path,
-        "precision": as_dict(precision),
-        "seed": seed,
-        "device": str(device),
-    }
+    arm: str, job: Job, precision: Precision, seed: int, device: torch.device, seconds: float = SECONDS,
+    samples: int | None = None,
+) -> CounterEvidence:  # fmt: skip
+    """Count one warm step of an arm. Never raises for what the child meets: that is the reason.
+
+    samples: the batch size, None for the job's own.
+    """
+    reason = cannot_start_again(job, device)
+    if reason is not None:
+        return CounterEvidence(arm, None, reason=reason)
+    request = request_for(job, precision, seed, device, samples)
     return evidence_of(arm, in_child("mpdiag.measure.counters:count_step", request, seconds))
 
 
@@ -71,16 +67,13 @@ def evidence_of(arm: str, reply: Any) -> CounterEvidence:
 def count_step(request: dict[str, Any]) -> dict[str, Any]:
     """The child's task: counters_of_arm's request; the fields of CounterEvidence but for `arm`."""
     from mpdiag.measure.steady import steady_run
-    from mpdiag.target import load_job
 
-    device = torch.device(request["device"])
-    job = load_job(request["target"], request["start_from"])
-    start = job.start(request["seed"], 1)
+    again = open_again(request)
     with (
-        steady_run(job, start, from_dict(request["precision"]), device, WARMUP_STEPS) as run,
+        steady_run(again.job, again.start, again.precision, again.device, WARMUP_STEPS) as run,
         run.in_force_again() as step,
     ):
-        return count(step, device)
+        return count(step, again.device)
 
 
 def count_known(request: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mpdiag.costs.calibration import judge_gpm
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.gpu import GpuSharing, states_seen
 from mpdiag.costs.tensor_cores import Calibration, GpmEvidence
+from mpdiag.costs.timing import Timing
 from mpdiag.device.block import Block, Rest, read_block
 from mpdiag.device.nvml import ENERGY_TICK_SECONDS, Nvml
 from mpdiag.errors import MpdiagError
@@ -25,7 +26,9 @@ SECONDS = 5.0  # a window: NVML's sensor looks at a quarter of the time only (ar
 ROUNDS = 3  # the fewest that give an interval
 CONFIDENCE = 0.95
 LEAST_ABOVE_IDLE = 0.1  # of the energy: below it, a few watts more or less at rest would be most of the difference
+SAME_STEP = 0.1  # a window's steps may take this much more or less than the timed ones: noise and drift are less mostly
 BATCH_UNKNOWN = "the batch size is not known"
+SKIPPED = "steps were skipped in {count} of the windows; a skipped step takes less"
 
 Ready = Callable[[str], AbstractContextManager[SteadyRun]]
 Report = Callable[[str], None]
@@ -92,9 +95,14 @@ def _tick(rest: Rest) -> float | None:
     return rest.tick_seconds or ENERGY_TICK_SECONDS
 
 
-def energy_from(windows: ArmWindows) -> tuple[EnergyUse, ...]:
-    """The record of every arm's windows."""
-    return tuple(_energy(name, windows) for name in windows.arms)
+def energy_from(windows: ArmWindows, timing: Timing | None = None) -> tuple[EnergyUse, ...]:
+    """The record of every arm's windows; with the timing of the same arms a note where their steps took another time.
+
+    Joules a sample are of the loop in the windows: where it ran slower than the timed one, by a profiler still attached
+    or a busy host, an idle GPU's watts are counted for longer.
+    """
+    timed = {each.arm: each.step_time_ms for each in (timing.arms if timing is not None else ())}
+    return tuple(_energy(name, windows, timed.get(name)) for name in windows.arms)
 
 
 def gpm_from(windows: ArmWindows, calibration: Calibration) -> tuple[GpmEvidence, ...]:
@@ -133,7 +141,7 @@ def _not_alone(name: str, windows: ArmWindows) -> str | None:
     return f"{others} other process(es) used this GPU meanwhile" if others else None
 
 
-def _energy(name: str, windows: ArmWindows) -> EnergyUse:
+def _energy(name: str, windows: ArmWindows, timed_ms: float | None) -> EnergyUse:
     blocks = [window.block for window in windows.arms[name]]
     seconds = sum(block.reading.seconds for block in blocks)
     idle = windows.sharing.idle_watts
@@ -146,15 +154,18 @@ def _energy(name: str, windows: ArmWindows) -> EnergyUse:
         reason = BATCH_UNKNOWN
     if reason is not None or not batch:
         return EnergyUse(name, None, None, None, len(blocks), seconds, idle, reason, above_idle_reason=reason)
-    joules = [block.reading.energy_joules or 0.0 for block in measured]
-    each = [energy / (block.steps * batch) for energy, block in zip(joules, measured, strict=True)]
+    joules = sum(block.reading.energy_joules or 0.0 for block in measured)
+    by_window = tuple(None if (j := b.reading.energy_joules) is None else j / (b.steps * batch) for b in blocks)
+    each = [value for value in by_window if value is not None]
     seconds = sum(block.reading.seconds for block in measured)
     steps = sum(block.steps for block in measured)
-    resting = None if idle is None else min(1.0, idle * seconds / sum(joules))
+    step_ms = 1e3 * sum(block.device_seconds for block in measured) / steps
+    resting = None if idle is None else min(1.0, idle * seconds / joules)
     mean = statistics.fmean(each)
     untold = _why_not_above_idle(len(measured), idle, resting)
     gpu = states_seen([state for block in measured for state in block.reading.states])
     skipped = sum(window.skipped for window in windows.arms[name])
+    notes = (SKIPPED.format(count=skipped) if skipped else None, _another_step(step_ms, timed_ms))
     return EnergyUse(
         arm=name,
         joules_per_sample=mean,
@@ -164,16 +175,25 @@ def _energy(name: str, windows: ArmWindows) -> EnergyUse:
         seconds=seconds,
         idle_watts=idle,
         idle_share=resting,
-        watts=sum(joules) / seconds,
+        watts=joules / seconds,
         samples=steps * batch,
-        by_window=tuple(each),
+        by_window=by_window,
         clocks_mhz=gpu.clocks_mhz,
         temperatures_c=gpu.temperatures_c,
         throttled=gpu.throttled,
         limited_by=gpu.limited_by,
-        note=f"steps were skipped in {skipped} of the windows; a skipped step takes less" if skipped else None,
+        note="; ".join(filter(None, notes)) or None,
         above_idle_reason=untold,
+        step_time_ms=step_ms,
     )
+
+
+def _another_step(step_ms: float, timed_ms: float | None) -> str | None:
+    """That the loop in the windows was not the timed one; None where it was, or nothing was timed."""
+    if timed_ms is None or abs(step_ms / timed_ms - 1) <= SAME_STEP:
+        return None
+    times = f"x{step_ms / timed_ms:.2f} the {timed_ms:.4g} ms it was timed at"
+    return f"a step took {step_ms:.4g} ms in these windows, {times}"
 
 
 def _why_not_above_idle(windows: int, idle_watts: float | None, resting: float | None) -> str | None:

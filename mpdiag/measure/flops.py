@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mpdiag.costs.kernels import Flops
 from mpdiag.measure.autograd_owners import Owners
 from mpdiag.measure.flop_formulas import RECURRENT, Formula, aten, formulas, grouped_by_torch
+from mpdiag.measure.steady import ON_DEVICE_BATCHES
 from mpdiag.target import Job, Start
+from mpdiag.target.batches import tensors_in
 from mpdiag.target.job import ONLY
 from mpdiag.target.user_code import guarded
 from mpdiag.training.precision import FP32_IEEE
@@ -32,10 +36,50 @@ _GROUPS = 9  # the position of `groups` among convolution_backward's arguments
 def flops_of(job: Job, start: Start, device: torch.device) -> Flops:
     """Count one step of a job: forward and backward, by operator and by module. The optimizer has no product to count.
 
-    Raises MpdiagError with what the user's code raised.
+    Of the batches that a timed run rotates, two are counted where all have the same shapes: if they come out the same
+    one stands for all. Else all are, and the mean is given. Raises MpdiagError with what the user's code raised.
     """
+    batches = list(islice(start.batches, ON_DEVICE_BATCHES))
     with open_session(job, start, FP32_IEEE, device) as session:
-        return count_step(session, session.place(start.batch(0)))
+        counted = [count_step(session, session.place(batch)) for batch in batches[:2]]
+        differ = len({shapes_of(batch) for batch in batches}) > 1 or len({each.executed for each in counted}) > 1
+        if differ:  # also without a difference in shapes: lengths of sequences may be packed in a tensor
+            counted += [count_step(session, session.place(batch)) for batch in batches[2:]]
+    return mean_of(counted)
+
+
+def shapes_of(batch: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a batch's tensors."""
+    return tuple(tuple(tensor.shape) for tensor in tensors_in(batch))
+
+
+def mean_of(counted: Sequence[Flops]) -> Flops:
+    """One record for the counts of several batches: the first where they are equal, else the mean of all."""
+    first = counted[0]
+    by_batch = tuple(each.executed for each in counted)
+    if len(set(by_batch)) == 1:
+        return replace(first, by_batch=by_batch)
+
+    def mean(counts: Sequence[int]) -> int:
+        return round(sum(counts) / len(counts))
+
+    modules = dict.fromkeys(name for each in counted for name in each.by_module)
+    operators = dict.fromkeys(name for each in counted for name in each.by_op)
+    return Flops(
+        forward=mean([each.forward for each in counted]),
+        backward=mean([each.backward for each in counted]),
+        recomputed=mean([each.recomputed for each in counted]),
+        by_module={
+            name: (mean([f for f, _ in parts]), mean([b for _, b in parts]))
+            for name in modules
+            for parts in [[each.by_module.get(name, (0, 0)) for each in counted]]
+        },
+        by_op={name: mean([each.by_op.get(name, 0) for each in counted]) for name in operators},
+        corrections=tuple(f"{told}, in the first batch" for told in first.corrections),
+        notes=first.notes,
+        uncounted=tuple(sorted({name for each in counted for name in each.uncounted})),
+        by_batch=by_batch,
+    )
 
 
 def count_step(session: Session, batch: Any) -> Flops:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from mpdiag.costs.kernel_names import Purpose, TensorCores, purpose, tensor_cores
-from mpdiag.costs.kernels import KernelTime, NamedKernel
+from mpdiag.costs.kernels import HostWait, KernelTime, NamedKernel
 from mpdiag.measure.trace_events import Trace, TracedKernel
 
 TOP = 15  # kernels listed by name; most steps have nine tenths of their time in fewer
@@ -49,7 +49,17 @@ def kernel_time(trace: Trace, step_ms: float | None) -> KernelTime | None:
         busy_share=min(1.0, busy / wall),
         top=tuple(named[:TOP]),
         unknown=tuple(k for k in named if k.tensor_cores == TensorCores.UNKNOWN)[:TOP],
+        waits=host_waits(trace),
     )
+
+
+def host_waits(trace: Trace) -> tuple[HostWait, ...]:
+    """The host's waits by call, operator and module, most time first; per step."""
+    groups: defaultdict[tuple[str, str | None, str | None], list[float]] = defaultdict(list)
+    for wait in trace.waits:
+        groups[wait.call, wait.op, wait.module].append(wait.duration_us)
+    found = [HostWait(*key, len(times) / trace.steps, sum(times) / trace.steps / 1000) for key, times in groups.items()]
+    return tuple(sorted(found, key=lambda wait: -wait.time_ms))
 
 
 def named_kernels(kernels: Sequence[TracedKernel], steps: int) -> list[NamedKernel]:

@@ -102,7 +102,7 @@ def _layer(
     product_s = sum(k.duration_us for k in products) / steps / 1e6
     rate = flops / product_s / 1e12 if flops and product_s else None
     by_type = {"float32": TF32 if arithmetic == TF32 else FP32, **_CEILING_OF}
-    ceiling = ceilings.tflops.get(by_type.get(dtype or "", "")) if ceilings else None
+    ceiling, burst = ceilings.of_layers(by_type.get(dtype or "", "")) if ceilings else (None, False)
     return LayerUse(
         name=name,
         module_type=fact.type,
@@ -114,6 +114,7 @@ def _layer(
         flops=flops,
         tflops_per_s=rate,
         of_ceiling=rate / ceiling if rate is not None and ceiling else None,
+        of_burst=burst and rate is not None,
         impossible_without=None if _convolves(products) else beyond_cuda_cores(rate, dtype, ceilings),
     )
 
@@ -135,7 +136,7 @@ def verdict(products: Sequence[TracedKernel]) -> str:
 
 def beyond_cuda_cores(rate: float | None, dtype: str | None, ceilings: Ceilings | None) -> bool | None:
     """Whether a rate in TFLOP/s is out of the CUDA cores' reach on this GPU (level E5); None without a ceiling."""
-    single = ceilings.tflops.get(FP32) if ceilings else None
+    single = ceilings.of_layers(FP32)[0] if ceilings else None  # a layer's kernels are short: no clock has fallen yet
     if rate is None or single is None or dtype not in ("float32", "float16", "bfloat16"):
         return None
     return rate > BEYOND * single * (1 if dtype == "float32" else HALF_PER_SINGLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ MEASURED_STEPS = 3
 SHARED_PART = 0.8  # of what is free, for processes side by side: cuDNN takes larger workspaces where it finds room
 CONTEXT_BYTES = 2**30  # of a process on an H100 beside its tensors: context, cuBLAS, cuDNN (0.5 to 0.7 GB), and room
 
+STOPPED = "the verification was stopped"
+
 TASK = "mpdiag.measure.memory:measure_memory"
 
 Report = Callable[[str], None]
@@ -48,12 +51,15 @@ def memory_of_arms(
     samples: int | None = None,
     report: Report = lambda line: None,
     expected_bytes: int | None = None,
+    stopped: threading.Event | None = None,
 ) -> dict[str, MemoryUse]:
     """The memory of every arm, each in a process of its own, within about `seconds` in all.
 
     They run side by side, as many as `expected_bytes` an arm says fit; where that is not known the first runs alone and
     tells. samples: the batch size, None for the job's own. What could not be measured has its reason in the record.
+    stopped: once it is set, no further process begins; those at work are for `end_children`.
     """
+    stopped = stopped or threading.Event()
     reason = cannot_start_again(job, device)
     if reason is not None:
         return {name: MemoryUse.absent(name, precision.name, reason) for name, precision in arms.items()}
@@ -63,24 +69,30 @@ def memory_of_arms(
     while names:
         taken = names[: _side_by_side(found, device, expected_bytes)]
         left = until - time.monotonic()
-        if left < LEAST_SECONDS:
+        if stopped.is_set() or left < LEAST_SECONDS:
             taken = names
-            replies = [Reply(None, f"the time budget left {max(left, 0):.0f} s")] * len(taken)
+            why = STOPPED if stopped.is_set() else f"the time budget left {max(left, 0):.0f} s"
+            replies = [Reply(None, why)] * len(taken)
         else:
             report(f"memory of {', '.join(taken)}")
             requests = [request_for(job, arms[name], seed, device, samples) for name in taken]
-            replies = run_side_by_side(requests, left, TASK)
+            replies = run_side_by_side(requests, left, TASK, stopped)
         for name, reply in zip(taken, replies, strict=True):
             found[name] = _record(name, arms[name], reply)
         names = names[len(taken) :]
     return found
 
 
-def run_side_by_side(requests: list[dict[str, Any]], seconds: float, task: str) -> list[Reply]:
-    """Children at work at the same time; all end with this call, whatever ends it."""
+def run_side_by_side(
+    requests: list[dict[str, Any]], seconds: float, task: str, stopped: threading.Event | None = None
+) -> list[Reply]:
+    """Children at work at the same time; all end with this call, whatever ends it, also `stopped` while they begin."""
     children: list[Child] = []
     try:
-        children += [Child(task, request, seconds) for request in requests]
+        for request in requests:
+            children.append(Child(task, request, seconds))
+            if stopped is not None and stopped.is_set():
+                children[-1].end()  # whoever set it has ended those that were there by then
         with ThreadPoolExecutor(len(children)) as pool:
             return list(pool.map(Child.reply, children))
     except BaseException:

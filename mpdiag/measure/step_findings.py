@@ -1,45 +1,88 @@
-"""What holds for a whole traced step: launch bound, casts, transposes, optimizer, or bound elsewhere. No torch."""
+"""What holds for a whole traced step: a GPU that waits, a host that waits, casts, the optimizer and more. No torch."""
 
 from __future__ import annotations
 
-from mpdiag.costs.kernels import KernelTime, WhyNot
+from mpdiag.costs.kernels import GPU_WAITS, LAUNCH_BOUND, SCALERS_READ, WAITING, HostWait, KernelTime, WhyNot
 from mpdiag.costs.tensor_cores import FP16, FP32, Ceilings
 from mpdiag.measure.why_not import BOUND, FORMULA, LAYOUT, WORTH
 
-LAUNCH_BOUND = "launch-bound"
 SHORT_KERNEL_US = 10.0  # a launch takes the host 5 to 10 us; shorter kernels end before the next is there
-BUSY = 0.7  # of the step: below it the GPU waits for the host
+BUSY = 0.7  # of the step: an idle third is no longer the gaps between kernels, which come to a few percent
+NAMED_WAITS = 3  # the longest ones in one sentence
+HOST_WAITS = "host-waits"
 CASTS = 0.05  # of the kernel time: weights and activations cast once come to less
 OPTIMIZER = 0.2  # of the kernel time: mixed precision does not touch it
 FEW_PRODUCTS = 0.3  # of the kernel time: the rest bounds what mixed precision can give
 
 
-def findings_of(time: KernelTime, arithmetic: str, ceilings: Ceilings | None) -> tuple[WhyNot, ...]:
-    """The findings of one arm: first that the GPU waits, since no other one shortens such a step; then by gain."""
+def findings_of(
+    time: KernelTime, arithmetic: str, ceilings: Ceilings | None, shared: str | None = None
+) -> tuple[WhyNot, ...]:
+    """The findings of one arm: first that the GPU waits, since no other one shortens such a step; then by gain.
+
+    shared: why times are not this run's alone; then nothing is said of waiting, which may be for others' work.
+    """
     found = [
-        _launch_bound(time),
+        None if shared else _gpu_waits(time),
+        None if shared else _host_waits(time),
         _casts(time),
         _transposes(time, arithmetic),
         _optimizer(time),
         _elsewhere(time, arithmetic, ceilings),
     ]
-    return tuple(
-        sorted((f for f in found if f is not None), key=lambda f: (f.code != LAUNCH_BOUND, -(f.gain_ms or 0.0)))
-    )
+    order = (*WAITING, HOST_WAITS)
+    return tuple(sorted((f for f in found if f is not None), key=lambda f: (f.code not in order, -(f.gain_ms or 0.0))))
 
 
-def _launch_bound(time: KernelTime) -> WhyNot | None:
-    if time.median_kernel_us >= SHORT_KERNEL_US or time.busy_share >= BUSY:
+def _gpu_waits(time: KernelTime) -> WhyNot | None:
+    if time.busy_share >= BUSY:
         return None
+    idle = max(0.0, time.step_ms - time.busy_ms)
+    short = time.median_kernel_us < SHORT_KERNEL_US
+    text = (
+        f"the GPU waits {idle:.3g} of {time.step_ms:.3g} ms a step for the host: it is busy {time.busy_share:.0%} of it"
+    )
+    if short:
+        text += f", and half its {time.kernels:.0f} kernels are shorter than {time.median_kernel_us:.1f} us"
     return WhyNot(
-        LAUNCH_BOUND,
-        f"the GPU is busy {time.busy_share:.0%} of the step, and half its {time.kernels:.0f} kernels are shorter than "
-        f"{time.median_kernel_us:.1f} us: it waits for the host",
-        "a larger batch, torch.compile or CUDA graphs, a fused optimizer",
+        LAUNCH_BOUND if short else GPU_WAITS,
+        text,
+        "a larger batch, torch.compile or CUDA graphs, a fused optimizer, fewer waits of the host for the GPU",
         None,
-        f"not measured: at most the {max(0.0, time.step_ms - time.busy_ms):.3g} ms of a step in which the GPU waits"
+        f"not measured: at most the {idle:.3g} ms of a step in which the GPU waits"
         + (", a step that the profiler made longer" if time.step_traced else ""),
     )
+
+
+def _host_waits(time: KernelTime) -> WhyNot | None:
+    """Waits of the host for the GPU: each step by something else than a GradScaler, or where the GPU then waits too."""
+    own = [wait for wait in time.waits if wait.op != SCALERS_READ]
+    idle = time.busy_share < BUSY
+    if not time.waits or not (idle or own):
+        return None
+    calls, total = sum(wait.calls for wait in time.waits), sum(wait.time_ms for wait in time.waits)
+    remedy = (
+        "keep the steps free of .item(), .cpu(), printed tensors and torch.cuda.synchronize(): read every 100th step"
+    )
+    if not own:
+        remedy = "a fused optimizer: AdamW(..., fused=True) takes the GradScaler's number on the GPU"
+    return WhyNot(
+        HOST_WAITS,
+        f"the host waits for the GPU in {calls:.3g} calls a step, {total:.2g} ms of a traced step: "
+        + "; ".join(map(_wait_in_words, time.waits[:NAMED_WAITS]))
+        + ("; and more" if len(time.waits) > NAMED_WAITS else ""),
+        remedy,
+        None,
+        "not measured: while the host waits it queues nothing"
+        + ("" if idle else f", and yet the GPU is busy {time.busy_share:.0%} of the step"),
+    )
+
+
+def _wait_in_words(wait: HostWait) -> str:
+    where = f"in {wait.op}" if wait.op else "in no operator (torch.cuda.synchronize(), say)"
+    if wait.module is not None:
+        where += f" of {wait.module or 'the model'}"
+    return f"{wait.call} {where}, {wait.time_ms:.2g} ms"
 
 
 def _casts(time: KernelTime) -> WhyNot | None:

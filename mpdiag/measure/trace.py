@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from mpdiag.costs.kernels import ArmKernels, Flops
 from mpdiag.costs.tensor_cores import Ceilings
+from mpdiag.measure.flops import shapes_of
 from mpdiag.measure.kernel_shares import kernel_time
 from mpdiag.measure.layers import arithmetic_of, facts_of, layers_of
 from mpdiag.measure.padding import time_products
@@ -33,19 +34,25 @@ NO_KERNELS = (
 
 def trace_arm(
     run: SteadyRun,
-    steps: int = STEPS,
+    steps: int | None = None,
     step_ms: float | None = None,
     flops: Flops | None = None,
     ceilings: Ceilings | None = None,
+    shared: str | None = None,
 ) -> ArmKernels:
     """Trace `steps` steps of a warm arm and say where its kernel time went, for the step and for each layer.
 
-    step_ms: the untraced step, for what is held against a step. flops, ceilings: for rates; without them the layers
-    have none. Odd matrix products are timed again, alone and padded, on the arm's device.
+    steps: three, or one of every batch where these differ, whose mean the FLOPs are of. step_ms: the untraced step, for
+    what is held against a step. flops, ceilings: for rates; without them the layers have none. Odd matrix products are
+    timed again, alone and padded, on the arm's device. shared: why no time is this run's alone; then there is no rate,
+    nothing is timed again, and the record says so.
     Raises MpdiagError with what the user's code raised.
     """
     session = run.session
     arm, arithmetic = session.precision.name, arithmetic_of(session.precision)
+    steps = _steps_of(run, flops) if steps is None else steps
+    if shared is not None:
+        flops = ceilings = None
     if session.device.type != "cuda":
         return untraced(arm, arithmetic, NEEDS_GPU)
     trace = traced(run, steps)
@@ -56,6 +63,8 @@ def trace_arm(
     if not session.precision.compiled:
 
         def timer(products: Sequence[Product]) -> dict[Product, float]:
+            if shared is not None:
+                return {}
             with run.in_force_again():  # the arm's own TF32 switches
                 return time_products(products, session.device)
 
@@ -66,12 +75,20 @@ def trace_arm(
         arithmetic,
         time,
         layers,
-        findings_of(time, arithmetic, ceilings),
+        findings_of(time, arithmetic, ceilings, shared),
         rate,
         of_ceiling,
         layers_reason=None if layers is not None else COMPILED,
-        throughput_reason=why,
+        throughput_reason=shared or why,
+        shared=shared,
     )
+
+
+def _steps_of(run: SteadyRun, flops: Flops | None) -> int:
+    """How many steps to trace: where batches differ, all of them and each as often as any other."""
+    batches = len(run.batches)
+    differ = flops.varied if flops is not None else len({shapes_of(batch) for batch in run.batches}) > 1
+    return -(-STEPS // batches) * batches if differ else STEPS
 
 
 def untraced(arm: str, arithmetic: str, reason: str) -> ArmKernels:
@@ -85,6 +102,8 @@ def throughput(
     """(TFLOP/s of the model, its share of the ceiling measured in that arithmetic, why one of them is missing)."""
     if flops is None or step_ms is None:
         return None, None, "FLOPs were not counted" if flops is None else "the step was not timed"
+    if flops.varied:
+        return None, None, "the batches differ in FLOPs: the median step is not one of their mean"
     rate = flops.model / (step_ms / 1000) / 1e12
     ceiling = ceilings.tflops.get(arithmetic) if ceilings else None
     if ceiling is None:

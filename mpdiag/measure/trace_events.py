@@ -13,10 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mpdiag.costs.kernels import SCALERS_READ
+
 STEP = "mpdiag.step"  # the range around one traced step
 MODULE = "mpdiag.module|"  # before a module's qualified name
 _NODE = "autograd::engine::evaluate_function"  # the engine running one autograd node
 _COPIES = ("gpu_memcpy", "gpu_memset")
+_CALLS = ("cuda_runtime", "cuda_driver")
+_UNSCALE = "aten::_amp_foreach_non_finite_check_and_unscale_"  # what a GradScaler does before it reads a number
 
 # record_function's words for the types of inputs -> torch's
 _DTYPES = {
@@ -63,14 +67,26 @@ class TracedKernel:
 
 
 @dataclass(frozen=True)
+class TracedWait:
+    """One call in which the host waits for the GPU; its fields as of a HostWait. duration_us: of the call."""
+
+    call: str
+    duration_us: float
+    step: int
+    op: str | None
+    module: str | None
+
+
+@dataclass(frozen=True)
 class Trace:
-    """The kernels of `steps` whole steps. span_us: from the first step's start until both the host and the GPU were
-    done, with the profiler's own cost.
+    """The kernels of `steps` whole steps, and the host's waits. span_us: from the first step's start until both the
+    host and the GPU were done, with the profiler's own cost.
     """
 
     kernels: tuple[TracedKernel, ...]
     steps: int
     span_us: float
+    waits: tuple[TracedWait, ...] = ()
 
 
 class _Range:
@@ -103,12 +119,24 @@ def read_trace(document: Mapping[str, Any]) -> Trace:
     main = steps[0].tid if steps else None
     by_id = {r.args["External id"]: r for r in ranges if r.args.get("External id")}
     launches = {
-        e["args"]["correlation"]: e
-        for e in events
-        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in (e.get("args") or {})
+        e["args"]["correlation"]: e for e in events if e.get("cat") in _CALLS and "correlation" in (e.get("args") or {})
     }
     homes = _Homes(ranges, main)
-    kernels = []
+    kernels, waits = [], []
+
+    def step_at(time_us: float | None) -> int | None:
+        return next((i for i, s in enumerate(steps) if time_us is not None and s.start <= time_us <= s.end), None)
+
+    copies = {(e.get("args") or {}).get("correlation"): e["name"] for e in events if e.get("cat") == "gpu_memcpy"}
+    for event in events:
+        args = event.get("args") or {}
+        if event.get("cat") not in _CALLS or not _waits(event["name"], copies.get(args.get("correlation"))):
+            continue
+        step = step_at(float(event["ts"]))
+        if step is not None:
+            home = by_id.get(args.get("External id")) or _around(event, threads)
+            op = _reader(home, threads, steps[step])
+            waits.append(TracedWait(event["name"], float(event.get("dur", 0)), step, op, homes.of(home)[0]))
     for event in events:
         if event.get("cat") not in ("kernel", *_COPIES):
             continue
@@ -116,7 +144,7 @@ def read_trace(document: Mapping[str, Any]) -> Trace:
         launch = launches.get(args.get("correlation"))
         home = by_id.get(args.get("External id")) or _around(launch, threads)
         began = float(launch["ts"]) if launch else home.start if home else None
-        step = next((i for i, s in enumerate(steps) if began is not None and s.start <= began <= s.end), None)
+        step = step_at(began)
         if step is None:
             continue  # launched before the first step: what the profiler's start found still running
         module, phase = homes.of(home)
@@ -127,7 +155,35 @@ def read_trace(document: Mapping[str, Any]) -> Trace:
             )
         )
     ends = [s.end for s in steps] + [k.start_us + k.duration_us for k in kernels]
-    return Trace(tuple(kernels), len(steps), max(ends) - steps[0].start if steps else 0.0)
+    return Trace(tuple(kernels), len(steps), max(ends) - steps[0].start if steps else 0.0, tuple(waits))
+
+
+def _waits(call: str, copy: str | None) -> bool:
+    """Whether a call of the CUDA API returns only when the GPU is done. copy: what it copies, as the trace names it.
+
+    A copy into pageable memory is not asynchronous, whatever its name says (CUDA's API synchronization behaviour).
+    """
+    if call.endswith("Synchronize"):
+        return True
+    if not call.startswith(("cudaMemcpy", "cuMemcpy")):
+        return False
+    return "Async" not in call or (copy is not None and "DtoH" in copy and "Pageable" in copy)
+
+
+def _reader(home: _Range | None, threads: Mapping[Any, Sequence[_Range]], step: _Range) -> str | None:
+    """What reads a number of the GPU's: the outermost operator around the call, below any node of the engine."""
+    outermost = None
+    for each in home.upward() if home else ():
+        if each.marked or each.name.startswith(_NODE):
+            break
+        outermost = each
+    if outermost is None or outermost.name != "aten::item":
+        return outermost.name if outermost else None
+    # a GradScaler reads its number after unscaling and right before it lets the optimizer step
+    thread = threads.get(outermost.tid, ())
+    unscaled = any(r.name == _UNSCALE and step.start <= r.start < outermost.start for r in thread)
+    after = next((r.name for r in thread if r.start >= outermost.end), "")
+    return SCALERS_READ if unscaled and after.startswith("Optimizer.") else outermost.name
 
 
 def _nest(ranges: Iterable[_Range]) -> dict[Any, list[_Range]]:

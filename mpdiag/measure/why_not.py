@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from mpdiag.costs.kernel_names import Purpose, TensorCores, alignment, purpose, tensor_cores
 from mpdiag.costs.kernels import WhyNot
 from mpdiag.costs.tensor_cores import BF16, FP16, FP32
-from mpdiag.measure.products import Product, product_of
+from mpdiag.measure.products import MULTIPLES, Product, product_of
 from mpdiag.measure.trace_events import TracedKernel
 
 MEASURED, FORMULA = "measured", "formula"
@@ -68,7 +68,7 @@ def reasons_of(
 def products_to_time(kernels: Sequence[TracedKernel], arithmetic: str, total_us: float) -> list[Product]:
     """The products whose timing alone tells a gain: odd ones with their padded shape, FP32 ones with their half."""
     wanted = []
-    for product, time_us, _, _ in _groups(kernels):
+    for product, time_us, _ in _groups(kernels):
         if time_us < WORTH * total_us / 4:  # a layer has three products a step; a small one decides nothing
             continue
         if product.odd and arithmetic != FP32:
@@ -78,14 +78,14 @@ def products_to_time(kernels: Sequence[TracedKernel], arithmetic: str, total_us:
     return wanted
 
 
-def _groups(kernels: Sequence[TracedKernel]) -> list[tuple[Product, float, int, list[TracedKernel]]]:
-    """(product, its kernels' time, how often, its kernels), for each matrix product of the traced steps."""
+def _groups(kernels: Sequence[TracedKernel]) -> list[tuple[Product, float, list[TracedKernel]]]:
+    """(product, its kernels' time, its kernels), for each matrix product of the traced steps."""
     found: defaultdict[Product, list[TracedKernel]] = defaultdict(list)
     for k in kernels:
         product = product_of(k.op) if purpose(k.name) == Purpose.PRODUCT else None
         if product is not None:
             found[product].append(k)
-    return [(p, sum(k.duration_us for k in ks), len(ks), ks) for p, ks in found.items()]
+    return [(p, sum(k.duration_us for k in ks), ks) for p, ks in found.items()]
 
 
 def _forced_fp32(
@@ -110,11 +110,11 @@ def _forced_fp32(
         "a function of your own: torch.amp.custom_fwd(cast_inputs=...)"
     )
     gain, told = 0.0, False
-    for product, time_us, count, _ in _groups(in_fp32):
+    for product, time_us, _ in _groups(in_fp32):
         alone, half = timed.get(product), timed.get(replace(product, dtype=HALF[arithmetic]))
         if alone and half:
             gain += max(0.0, (1 - half / alone) * time_us)
-            told = told or count > 0
+            told = True
     return WhyNot(
         "forced-fp32",
         f"{ops} computed in FP32 though the arm is {arithmetic}",
@@ -148,7 +148,7 @@ def _odd(
 ) -> WhyNot | None:
     """Dimensions that are no multiple of one load, where padding was measured to help."""
     gain, worst, worst_gain, suspected = 0.0, None, 0.0, []
-    for product, time_us, _, kernels in _groups(products):
+    for product, time_us, kernels in _groups(products):
         if not product.odd or time_us < WORTH * total_us / 4:
             continue
         alone, padded = timed.get(product), timed.get(product.padded)
@@ -165,19 +165,21 @@ def _odd(
             worst, worst_gain = (product, alone, padded), saved
     if worst is not None:
         product, alone, padded = worst
+        multiple = MULTIPLES[product.dtype]
         return WhyNot(
             "odd-dimensions",
             f"{_shape(product)} takes {alone * 1000:.0f} us alone, {padded * 1000:.0f} us as {_shape(product.padded)}",
-            f"make its dimensions multiples of {_multiple(product)}: pad the vocabulary, the features or the batch",
+            f"make its dimensions multiples of {multiple}: pad the vocabulary, the features or the batch",
             gain / steps / 1000,
             MEASURED,
         )
     if suspected:
         product, elements = suspected[0]
+        multiple = MULTIPLES[product.dtype]
         return WhyNot(
             "odd-dimensions",
             f"{_shape(product)} runs in a kernel that loads {elements} elements at a time (align{elements})",
-            f"make its dimensions multiples of {_multiple(product)}",
+            f"make its dimensions multiples of {multiple}",
             None,
             "not measured: its padded shape was not timed",
         )
@@ -187,10 +189,6 @@ def _odd(
 def _shape(product: Product) -> str:
     batch = f"{product.batch} of " if product.batch > 1 else ""
     return f"{batch}{product.m}x{product.n}x{product.k}"
-
-
-def _multiple(product: Product) -> int:
-    return 4 if product.dtype == "float32" else 8
 
 
 def _transposes(kernels: Sequence[TracedKernel], total_us: float, steps: int) -> WhyNot | None:

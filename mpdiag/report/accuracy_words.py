@@ -12,10 +12,13 @@ CONTROLS = ("fp16-unscaled", "fp16-pure")
 
 CRASHED = "the run failed"  # how a control's outcome begins that raised
 NOT_WORSE = "not worse, perhaps better"
+ABOUT_ZERO = "decides nothing yet"
 
 
 def verdict_in_words(comparison: Comparison) -> str:
     """A comparison's verdict; one that is undecided between equal and better says so."""
+    if not comparison.decides:
+        return ABOUT_ZERO
     shown = comparison.test is not None and comparison.test.noninferior
     if comparison.verdict == "inconclusive" and shown:
         return NOT_WORSE
@@ -25,9 +28,9 @@ def verdict_in_words(comparison: Comparison) -> str:
 def standing(comparison: Comparison) -> int:
     """How much a comparison shows: 0 for worse, 1 undecided, 2 not worse, 3 equivalent or better. An arm has its least.
 
-    The same order as that of the verdict on the whole run.
+    The same order as that of the verdict on the whole run, which a comparison that does not decide cannot lower.
     """
-    if comparison.verdict in ("equivalent", "better"):
+    if comparison.verdict in ("equivalent", "better") or not comparison.decides:
         return 3
     if comparison.verdict == "worse":
         return 0

@@ -9,7 +9,7 @@ from mpdiag.costs.kernels import ArmKernels
 from mpdiag.diagnosis import Comparison, Verification
 from mpdiag.report.html_numbers import share, size
 from mpdiag.report.memory_line import memory_words
-from mpdiag.report.tensor_core_words import tensor_core_line, waits
+from mpdiag.report.tensor_core_words import tensor_core_line, waiting_words
 
 BASELINE, CONFIGURED, TF32 = "fp32", "fp32-configured", "tf32"
 REFERENCES = {BASELINE: "IEEE FP32", CONFIGURED: "your present settings", TF32: "TF32"}
@@ -92,10 +92,7 @@ def _time(run: Verification, arm: str) -> str | None:
 
 def launch_bound(kernels: Sequence[ArmKernels], arm: str) -> str | None:
     """That the GPU waits for the host, where the trace found that."""
-    for each in kernels:
-        if each.arm == arm and each.time is not None and waits(each):
-            return f"launch bound, the GPU is busy {share(each.time.busy_share)} of the step"
-    return None
+    return next((waiting_words(each) for each in kernels if each.arm == arm), None)
 
 
 def _memory(run: Verification, arm: str) -> str | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Environment, Finding, Trial
 from mpdiag.foretold import Prediction
 from mpdiag.operations import NOT_OBSERVED, OpRole
-from mpdiag.report.accuracy_words import control_sentences, verdict_in_words
+from mpdiag.report.accuracy_words import CRASHED, control_sentences, verdict_in_words
 from mpdiag.report.cost_words import cost_lines
+from mpdiag.report.gradient_words import gradient_line
 from mpdiag.report.islands import island_sentences
 from mpdiag.report.next_steps import instead_of_fp16, steps_from
 from mpdiag.report.scale_words import drift_lines, plan_scale_lines, scale_lines
@@ -122,7 +123,9 @@ def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     lines += _operation_lines(diagnosis.capture)
     if diagnosis.verification is not None:
         fp16 = [c for c in diagnosis.verification.comparisons if c.candidate == "fp16" and not c.is_ratio]
-        lines += [comparison_line(c) for c in fp16 if c.verdict != "not-measured"]
+        lines += [comparison_line(c) for c in fp16]
+        line = gradient_line(diagnosis.verification.gradients)
+        lines += [("gradient", line)] if line else []
         lines += cost_lines(diagnosis.verification)
         lines += _skips(diagnosis)
         lines += _bf16(diagnosis.verification.comparisons)
@@ -148,7 +151,7 @@ def comparison_line(c: Comparison) -> tuple[str, str]:
     """One comparison of a loss or metric: both values, the difference with its interval and margin, the verdict."""
     topic = c.quantity.replace("_", " ")
     if c.baseline_value is None or c.candidate_value is None or c.difference is None:
-        return topic, f"{c.verdict}: {c.reason}"
+        return topic, f"{verdict_in_words(c)}: {c.reason}"
     text = f"{c.baseline_value:.5g} -> {c.candidate_value:.5g}"
     text += f", difference {c.difference:+.2g}" if c.difference else ", no difference"
     if c.interval is not None and c.margin is not None:
@@ -161,7 +164,10 @@ def comparison_line(c: Comparison) -> tuple[str, str]:
 
 def _bf16(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:
     """How BF16 did, the first alternative."""
-    judged = [c for c in comparisons if c.candidate == "bf16" and not c.is_ratio and c.verdict != "not-measured"]
+    judged = [c for c in comparisons if c.candidate == "bf16" and not c.is_ratio]
+    raised = next((c.reason for c in judged if (c.reason or "").startswith(CRASHED)), None)
+    if raised is not None:  # nothing was compared
+        return [("bf16", raised)]
     text = ", ".join(f"{c.quantity.replace('_', ' ')} {verdict_in_words(c)}" for c in judged)
     return [("bf16", text)] if text else []
 

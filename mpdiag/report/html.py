@@ -18,6 +18,7 @@ from mpdiag.finding import Certainty
 from mpdiag.report import charts, curves, strips
 from mpdiag.report.accuracy_words import CONTROLS, band_sentences, control_sentences, repeat_sentence
 from mpdiag.report.curve_bands import band_curves
+from mpdiag.report.gradient_words import caption, percent
 from mpdiag.report.html_anchors import Anchors, TensorLinks, slug
 from mpdiag.report.html_arms import arm_table, by_arm, margin_of, setup
 from mpdiag.report.html_axes import DASHES
@@ -32,7 +33,7 @@ from mpdiag.report.html_summary import boxes, verdict_words, why_no_advice, why_
 from mpdiag.report.html_tensors import in_words, tensor_rows
 from mpdiag.report.html_verification import test_rows
 from mpdiag.report.islands import island_sentences
-from mpdiag.report.next_steps import OF_FP16, instead_of_fp16, modules_to_keep, scans_to_come
+from mpdiag.report.next_steps import OF_FP16, instead_of_fp16, modules_to_keep, scans_to_come, to_mend_first
 from mpdiag.report.scale_words import energy_words, serves_all
 from mpdiag.saved import to_json
 
@@ -73,6 +74,7 @@ def render(diagnosis: Diagnosis, plotly: str = "inline", configs: Sequence[Confi
         "of_fp16": OF_FP16,
         "to_keep": modules_to_keep(diagnosis),
         "scans_to_come": scans_to_come(diagnosis),
+        "mend_first": to_mend_first(diagnosis),
         "islands": [f"{sentence[:1].upper()}{sentence[1:]}" for sentence in island_sentences(diagnosis)],
         **_verification(diagnosis.verification),
         "controls": control_sentences(diagnosis),
@@ -93,7 +95,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FILTERS
+    environment.filters |= FILTERS | {"percent": percent}
     environment.globals["dashes"] = DASHES
     return environment
 
@@ -156,6 +158,7 @@ def _verification(run: Verification | None) -> dict[str, Any]:
         "tests": test_rows(run),
         "stopped": curves.stopped(trials),
         "forecast": prediction_view(run.prediction if run else None),
+        "gradient_caption": caption(run.gradients) if run and run.gradients.arms else None,
     }
 
 

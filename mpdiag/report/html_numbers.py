@@ -21,7 +21,7 @@ _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def share(fraction: float) -> str:
-    """A share 0..1 in percent; a small one is "<0.01 %", never a rounded zero."""
+    """A share in percent, also one above 1; a small one is "<0.01 %", never a rounded zero, nor all of a part."""
     if not math.isfinite(fraction):
         return nonfinite(fraction)
     percent = fraction * 100
@@ -31,10 +31,12 @@ def share(fraction: float) -> str:
         text = "<0.01"
     elif percent < 1:
         text = f"{percent:.2f}"
-    elif percent < 99.95:
-        text = f"{percent:.1f}"
+    elif abs(percent - 100) < 1e-9:  # a sum of shares may end a last bit beside it
+        text = "100"
+    elif 99.95 <= percent < 100:
+        text = ">99.9"
     else:
-        text = "100" if fraction >= 1 else ">99.9"
+        text = f"{percent:.1f}"
     return f"{text}{THIN}%"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from mpdiag.costs.kernels import ArmKernels, Flops, LayerUse, WhyNot
-from mpdiag.costs.tensor_cores import COPY, MATMULS, Ceilings
+from mpdiag.costs.tensor_cores import BF16, COPY, FP16, MATMULS, Ceilings
 from mpdiag.report.html_numbers import THIN, share, value
 from mpdiag.report.tensor_core_words import answer_in_words, gain_in_words, missed, waits
 
@@ -23,6 +23,8 @@ SEGMENTS = (
     ("unknown", "unknown names"),
 )
 _SMALLEST = 1.0  # pixels: a part that is there is seen
+_BEYOND = 1.0005  # what prints as more than 100.0 %
+_HALF = {"float16": FP16, "bfloat16": BF16}
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,17 @@ class ArmView:
 
 @dataclass(frozen=True)
 class CeilingRow:
-    """The most that this GPU reached in one arithmetic. window, clock None: not recorded. held: what held it down."""
+    """The most that this GPU reached in one arithmetic. window, clock None: not recorded. held: what held it down.
+
+    burst: the speed and the clock of its first 50 ms, None where it was not taken.
+    """
 
     what: str
     reached: str
     window: str | None
     clock: str | None
     held: str
+    burst: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,10 @@ def tensor_core_view(
     """The view of all traced arms; None where none was traced, not even in vain."""
     if not kernels:
         return None
-    return TensorCoreView(tuple(_arm(each) for each in kernels), _flops(flops), ceiling_rows(ceilings))
+    return TensorCoreView(tuple(_arm(each, ceilings) for each in kernels), _flops(flops), ceiling_rows(ceilings))
 
 
-def _arm(arm: ArmKernels) -> ArmView:
+def _arm(arm: ArmKernels, ceilings: Ceilings | None) -> ArmView:
     time = arm.time
     shown = [(css, words, time.by_class.get(css, 0.0)) for css, words in SEGMENTS] if time else []
     levels = arm.ladder.levels if arm.ladder else ()
@@ -100,11 +106,11 @@ def _arm(arm: ArmKernels) -> ArmView:
         arm=arm,
         bar=_bar(arm.arm, shown) if time else None,
         shares=tuple((css, words, share(part)) for css, words, part in shown),
-        rate=_rate(arm.tflops_per_s, arm.of_ceiling),
+        rate=_rate(arm.tflops_per_s, arm.of_ceiling, False, _limit(ceilings, arm.arithmetic)),
         levels=tuple((each.level, each.name, answer_in_words(each.used), each.text) for each in levels),
         findings=tuple((each, gain_in_words(each, waiting)) for each in arm.findings),
         gains=tuple((layer, why, gain_in_words(why)) for layer, why in missed(arm)[:GAINS]),
-        rows=tuple(_row(layer, arm.arithmetic, waiting) for layer in arm.layers or ()),
+        rows=tuple(_row(layer, arm.arithmetic, waiting, ceilings) for layer in arm.layers or ()),
     )
 
 
@@ -124,19 +130,36 @@ def _bar(arm: str, parts: Sequence[tuple[str, str, float]]) -> Markup:
     )
 
 
-def _row(layer: LayerUse, arithmetic: str | None, waiting: bool) -> LayerRow:
+def _row(layer: LayerUse, arithmetic: str | None, waiting: bool, ceilings: Ceilings | None) -> LayerRow:
     css = {"yes": "good", "mixed": "", "unknown": "dim"}.get(layer.tensor_cores, "")
     if layer.tensor_cores == "no":
         css = "dim" if arithmetic == "FP32" or any(w.gain_ms == 0 for w in layer.why_not) else "bad"
     reasons = tuple((each, gain_in_words(each, waiting)) for each in layer.why_not)
-    return LayerRow(layer, layer.tensor_cores, css, _rate(layer.tflops_per_s, layer.of_ceiling), reasons)
+    own = _HALF.get(layer.dtype or "", arithmetic)
+    rate = _rate(layer.tflops_per_s, layer.of_ceiling, layer.of_burst, _limit(ceilings, own))
+    return LayerRow(layer, layer.tensor_cores, css, rate, reasons)
 
 
-def _rate(rate: float | None, of_ceiling: float | None) -> Markup | None:
+def _rate(rate: float | None, of_ceiling: float | None, of_burst: bool, limit: str) -> Markup | None:
+    """A rate and its share of a ceiling. limit: what held the sustained one down, or nothing."""
     if rate is None:
         return None
     shown = value(rate, 3) + Markup(f"{THIN}TFLOP/s")
-    return shown if of_ceiling is None else shown + Markup(f", {share(of_ceiling)} of the ceiling")
+    if of_ceiling is None:
+        return shown
+    shown += Markup(f", {share(of_ceiling)} of the {'burst' if of_burst else 'sustained'} ceiling")
+    if of_ceiling < _BEYOND:
+        return shown
+    if of_burst:
+        return shown + Markup(": beyond it, in a shape or by an algorithm that is faster than the ceiling's product")
+    held = f"which was held down ({escape(limit)})" if limit else "as a short load can be"
+    return shown + Markup(f": beyond it, {held}")
+
+
+def _limit(ceilings: Ceilings | None, arithmetic: str | None) -> str:
+    body = next((body for body, of in MATMULS.items() if of == arithmetic), "")
+    held = ceilings.limited_by.get(body, ()) if ceilings else ()
+    return ", ".join(held)
 
 
 def _flops(flops: Flops | None) -> str | None:
@@ -146,6 +169,9 @@ def _flops(flops: Flops | None) -> str | None:
         f"A step of the model is {_large(flops.model)}: "
         f"{_large(flops.forward)} forward, {_large(flops.backward)} backward."
     ]
+    if flops.varied:
+        least, most = min(flops.by_batch), max(flops.by_batch)
+        parts.append(f"That is a mean: {len(flops.by_batch)} batches take {_large(least)} to {_large(most)}.")
     if flops.recomputed:
         parts.append(f"Checkpointing computes {_large(flops.recomputed)} of it a second time.")
     if flops.corrections:
@@ -157,7 +183,7 @@ def _flops(flops: Flops | None) -> str | None:
 
 
 def ceiling_rows(found: Ceilings | None) -> tuple[CeilingRow, ...]:
-    """The ceilings with the window and the clock that each was taken at, and which of them are bursts."""
+    """The ceilings, sustained with their window and clock, whether that was steady, and in a burst."""
     if found is None:
         return ()
     speeds = [
@@ -171,13 +197,16 @@ def ceiling_rows(found: Ceilings | None) -> tuple[CeilingRow, ...]:
 
 
 def _ceiling(found: Ceilings, body: str, what: str, reached: str) -> CeilingRow:
-    seconds, clock, burst = found.window_seconds.get(body), found.sm_clock_mhz.get(body), found.bursts.get(body)
+    seconds, clock, falling = found.window_seconds.get(body), found.sm_clock_mhz.get(body), found.bursts.get(body)
+    burst, its_clock = found.burst_tflops.get(what), found.burst_clock_mhz.get(body)
+    at = f" at {its_clock:,}{THIN}MHz" if its_clock else ""
     return CeilingRow(
         what,
         reached,
         f"{seconds:.1f}{THIN}s" if seconds else None,
         f"{clock:,}{THIN}MHz" if clock else None,
-        f"{burst}; longer work is slower" if burst else ", ".join(found.limited_by.get(body, ())),
+        f"{falling}; longer work is slower" if falling else ", ".join(found.limited_by.get(body, ())),
+        f"{burst:.3g}{THIN}TFLOP/s{at}" if burst is not None else None,
     )
 
 

@@ -31,11 +31,16 @@ def island_sentences(diagnosis: Diagnosis) -> list[str]:
         for c in (run.comparisons if run else ())
         if c.candidate == ARM and not c.is_ratio
     ]
-    return [*told, _speed(plan.step_time_ratio, plan.step_time_reference, plan.step_time_reason)]
+    speed = _speed(plan.step_time_ratio, plan.step_time_interval, plan.step_time_reference, plan.step_time_reason)
+    return [*told, speed]
 
 
-def _speed(ratio: float | None, reference: str | None, reason: str | None) -> str:
+def _speed(
+    ratio: float | None, within: tuple[float, float] | None, reference: str | None, reason: str | None
+) -> str:  # fmt: skip
     if ratio is None:
         return f"speed lost by it: {reason}"
     lost = f"{(ratio - 1) * 100:.1f} % longer" if ratio >= 1 else f"{(1 - ratio) * 100:.1f} % shorter"
-    return f"speed lost by it: a step takes {lost} than in FP16 without it ({reference}), x{ratio:.3f}"
+    told = f"speed lost by it: a step takes {lost} than in FP16 without it ({reference}), x{ratio:.3f}"
+    told += f" (95 % within {within[0]:.3f}..{within[1]:.3f})" if within else ""
+    return f"{told}; undecided: {reason}" if reason else told

@@ -19,6 +19,8 @@ ONE = {
     "optimizer state": "optimizer state takes",
     "allocator's rounding": "the allocator's rounding takes",
 }
+FP32 = "float32"
+WHY_FP32 = " (norms, softmax, loss)"
 STATE = ("weights", "gradients", "optimizer state")
 
 
@@ -142,9 +144,10 @@ def _told(name: str, amount: str, arm: MemoryUse) -> tuple[str, str]:
         kept = "16-bit copies of weights"
         return f"{kept}, held by autocast: {amount}{each}", f"{kept} take {amount}"
     if name == "activations":
-        full = size(split.activations_bytes["float32"]) if split.activations_bytes.get("float32") else None
-        brief = f"{full} of activations stay in FP32" if full else f"activations take {amount}"
-        return f"activations: {amount}" + "".join(f"; {part}" for part in _not_shrunk(split)), brief
+        wide = _not_shrunk(split)
+        brief = f"{size(wide[0][1])} of activations {_are(wide[0][0])}" if wide else f"activations take {amount}"
+        told = [f"{size(taken)} of them {_are(dtype)}{WHY_FP32 if dtype == FP32 else ''}" for dtype, taken in wide]
+        return "; ".join([f"activations: {amount}", *told]), brief
     if name == "other":
         born = f" from {joined(list(split.other_bytes))}" if split.other_bytes else ""
         return f"other tensors{born}: {amount}", f"other tensors{born} take {amount}"
@@ -152,13 +155,16 @@ def _told(name: str, amount: str, arm: MemoryUse) -> tuple[str, str]:
     return f"{name}{whose}: {amount}", f"{ONE.get(name, f'{name} take')} {amount}"
 
 
-def _not_shrunk(split: MemorySplit) -> list[str]:
-    """The activations that autocast left as large as they were, where they are worth a word."""
-    full = split.activations_bytes.get("float32", 0)
-    rest = [dtype for dtype in split.activations_bytes if dtype not in ("float32", *HALF_TYPES)]
-    fixed = sum(split.activations_bytes[dtype] for dtype in rest)
-    told = [f"{size(full)} of them stay in FP32 (norms, softmax, loss)"] if full else []
-    return told + ([f"{size(fixed)} are {joined(rest)}"] if fixed >= NOTABLE * split.total else [])
+def _not_shrunk(split: MemorySplit) -> list[tuple[str, int]]:
+    """(dtype, bytes) of the activations that autocast left as large as they were, where that is worth a word; the
+    largest first. Indices and masks (int64, bool) are as large in every precision.
+    """
+    wide = [each for each in split.activations_bytes.items() if each[0] not in HALF_TYPES]
+    return sorted((each for each in wide if each[1] >= NOTABLE * split.total), key=lambda each: -each[1])
+
+
+def _are(dtype: str) -> str:
+    return "stay in FP32" if dtype == FP32 else f"are {dtype}"
 
 
 def _moments(baseline: MemoryUse, arm: MemoryUse) -> str | None:

@@ -74,7 +74,8 @@ def _notes(run: Verification, timing: Timing) -> Iterator[str]:
     waiting = [each.arm for each in run.costs.kernels if launch_bound(run.costs.kernels, each.arm)]
     if waiting:
         busy = [share(each.time.busy_share) for each in run.costs.kernels if each.time and each.arm in waiting]
-        yield f"launch bound, so that the step is mostly the host's: the GPU is busy {_each(waiting, busy)} of it"
+        told = "the GPU waits for the host, so that the step is mostly the host's"
+        yield f"{told}: it is busy {_each(waiting, busy)} of it"
 
 
 def _each(arms: list[str], shares: list[str]) -> str:
@@ -87,7 +88,9 @@ def _noise(run: Verification) -> Iterator[str]:
     if control is None or control.difference is None:
         return
     if control.verdict == "inconclusive" and control.reason:
-        yield f"{control.reason}; every ratio of times is undecided for it"
+        judged = any(c.quantity == STEP_TIME and c.verdict in ("better", "worse") for c in run.comparisons)
+        told = "only what is clear of that is called faster or slower"
+        yield f"{control.reason}; {told if judged else 'every ratio of times is undecided for it'}"
         return
     low, high = control.interval or (control.difference, control.difference)
     read = f"FP32 against itself reads x{control.difference:.3f} ({low:.3f} to {high:.3f})"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpdiag.costs.kernels import ArmKernels, LayerUse, WhyNot
+from mpdiag.costs.kernels import LAUNCH_BOUND, WAITING, ArmKernels, LayerUse, WhyNot
 from mpdiag.report.html_numbers import share
 
 NOTABLE_GAIN = 0.01  # of the kernel time: a smaller gain is not worth a line
-LAUNCH_BOUND = "launch-bound"  # the code of the finding that the GPU waits for the host
 
 
 def tensor_core_line(kernels: Sequence[ArmKernels]) -> str | None:
@@ -45,8 +44,17 @@ def answer_in_words(answer: bool | None) -> str:
 
 
 def waits(arm: ArmKernels) -> bool:
-    """Whether the arm's step waits for the host, so that shorter kernels do not shorten it."""
-    return any(each.code == LAUNCH_BOUND for each in arm.findings)
+    """Whether the arm's GPU waits for the host, so that shorter kernels shorten its step little or not at all."""
+    return any(each.code in WAITING for each in arm.findings)
+
+
+def waiting_words(arm: ArmKernels) -> str | None:
+    """That the GPU waits for the host, and whether that is for want of launches; None where it does not."""
+    if arm.time is None or not waits(arm):
+        return None
+    launches = any(each.code == LAUNCH_BOUND for each in arm.findings)
+    who = "launch bound, the GPU is" if launches else "the GPU waits for the host, it is"
+    return f"{who} busy {share(arm.time.busy_share)} of the step"
 
 
 def gain_in_words(why: WhyNot, waiting: bool = False) -> str:
@@ -62,4 +70,4 @@ def gain_in_words(why: WhyNot, waiting: bool = False) -> str:
         "bound": f"at most {amount} of kernel time a step",
         "formula": f"at most {amount} of kernel time a step, by formula",
     }.get(why.gain_from, f"{amount} of kernel time a step, {why.gain_from}")
-    return f"{text}, and none of the step, which waits for the host" if waiting else text
+    return f"{text}, and little or none of the step, whose GPU waits for the host" if waiting else text

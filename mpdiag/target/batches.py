@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from mpdiag.errors import UsageError
 
 MOST_DIMS = 8  # video has five; a larger BATCH_DIM was mistyped
 SHOWN_SIZES = 4
+LEAST_TIMED = 3  # batches: the first may start workers, and one alone may be any
 
 
 def map_tensors(fn: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
@@ -130,14 +132,23 @@ def batch_notes(batch: Any, said_dim: int | None) -> tuple[str, ...]:
     )
 
 
-def draw(source: Iterable[Any], count: int, limit_bytes: int) -> list[Any]:
-    """The first `count` batches, or as many as there are or as fit in `limit_bytes`; at least one if any."""
+def draw(source: Iterable[Any], count: int, limit_bytes: int) -> tuple[list[Any], float | None]:
+    """(the first `count` batches, or as many as there are or as fit in `limit_bytes`, at least one if any; mean ms).
+
+    The milliseconds are what the source takes for a batch, the first left out, with which it may start workers; None
+    for fewer than LEAST_TIMED batches.
+    """
     kept: list[Any] = []
-    used = 0
-    for batch in source:
+    used, taken = 0, 0.0
+    batches = iter(source)
+    while len(kept) < count and used < limit_bytes:
+        began = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            break
+        taken += time.perf_counter() - began if kept else 0.0
         # a loader may reuse one buffer for every batch
         kept.append(map_tensors(lambda t: t.detach().clone(), batch))
         used += bytes_of(batch)
-        if len(kept) >= count or used >= limit_bytes:
-            break
-    return kept
+    return kept, 1000 * taken / (len(kept) - 1) if len(kept) >= LEAST_TIMED else None

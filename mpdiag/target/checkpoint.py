@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ from mpdiag.target.optimizer_kind import changed_by, why_another_kind
 WEIGHTS = ("model", "state_dict", "model_state_dict")
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizers", "optimizer_states")  # the last is Lightning's
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+LIKE_THE_PARAMETER = (
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta",
+    "sum", "prev", "step_size", "ax",
+)  # of torch's own optimizers, the state that has an entry for each entry of the parameter  # fmt: skip
 SNIFFED_BYTES = 256  # enough to tell text from an archive
 NAMED = 4  # names in a message; the first few tell which model the file is of
 
@@ -79,18 +84,14 @@ class Checkpoint:
         trained = {name for name, _ in model.named_parameters()}
         ruined = [name for name in own if not _usable(weights[name], name in trained)]
         if ruined:
-            raise UsageError(
-                "checkpoint-not-finite",
-                f"{self.path}: {len(ruined)} of {len(own)} tensors are not finite: {_first(ruined)}",
-                "take a checkpoint from before the training diverged",
-            )
+            raise _ruined(f"{self.path}: {len(ruined)} of {len(own)} tensors are not finite: {_first(ruined)}")
         model.load_state_dict(weights, strict=False)
 
     def load_into_optimizers(self, optimizers: Mapping[str, torch.optim.Optimizer], source: str) -> tuple[str, ...]:
         """Give optimizers this state, cast to their parameters' type and device; what is kept here stays as it was.
 
         Returns the hyper-parameters that this changed, in words. Raises UsageError `checkpoint-optimizer` where names,
-        groups, parameters or the kind of optimizer do not fit.
+        groups, parameters, shapes or the kind of optimizer do not fit, and `checkpoint-not-finite`.
         """
         if not self.optimizers:
             return ()
@@ -110,8 +111,27 @@ class Checkpoint:
                 optimizer.load_state_dict(states[name])
             except Exception as error:  # ValueError from torch, anything from an optimizer of the user's own
                 raise _misfit(f"{self.path} does not fit the optimizer of {source}: {safe_text(error)}") from error
+            self._require_sound(optimizer, source)
             _own_copies(optimizer, states[name])
         return tuple(changed.values())
+
+    def _require_sound(self, optimizer: torch.optim.Optimizer, source: str) -> None:
+        """Raise where a loaded state cannot go on: a tensor of another shape than its parameter, or not finite."""
+        elementwise = type(optimizer).__module__.startswith("torch.optim")  # other makers factor or quantize theirs
+        ruined = []
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if not _is_tensor(value):
+                    continue
+                if elementwise and name in LIKE_THE_PARAMETER and value.shape != parameter.shape:
+                    there, here = tuple(value.shape), tuple(parameter.shape)
+                    said = f"{name} of parameter {index} is {there} there, and the parameter is {here}"
+                    raise _misfit(f"{self.path} does not fit the optimizer of {source}: {said}")
+                if not _usable(value, trained=value.dim() > 0):
+                    ruined.append(f"{name} of parameter {index}")
+        if ruined:
+            what = "1 tensor of the optimizer is" if len(ruined) == 1 else f"{len(ruined)} tensors of the optimizer are"
+            raise _ruined(f"{self.path}: {what} not finite: {_first(ruined)}")
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -159,6 +179,10 @@ def _unreadable(path: str | Path) -> str | None:
         return "a safetensors file, which torch.load does not read (safetensors.torch.load_file does)"
     if begin.startswith((b"PK", b"\x80")) or b"\0" in begin:  # an archive, a pickle, or something binary
         return None
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(begin)  # which allows a character cut short at the end
+    except UnicodeDecodeError:
+        return "no archive and no pickle, so not what torch.save writes"
     return "a text file, not one that torch.save wrote"
 
 
@@ -198,6 +222,10 @@ def _is_tensor(value: Any) -> bool:
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _ruined(message: str) -> UsageError:
+    return UsageError("checkpoint-not-finite", message, "take a checkpoint from before the training diverged")
 
 
 def _misfit(message: str) -> UsageError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Generator, Iterable, Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,7 @@ class Start:
     weights: dict[str, Any]
     batches: list[Any]
     batch_dim: int = 0  # of a batch's tensors, the one that counts samples
+    batch_ms: float | None = None  # what the target takes to give one, see batches.draw
 
     def batch(self, step: int) -> Any:
         """The batch of a step; after the last comes the first again."""
@@ -64,6 +67,7 @@ class Job:
     checkpoint: Checkpoint | None = None  # where every run starts, instead of at initialisation
     batch_dim: int | None = None  # the target's BATCH_DIM, None where it says nothing: then 0
     target: str = ""  # what the user typed, for processes that load the job again
+    seconds: dict[str, float] = field(default_factory=dict, repr=False)  # what "build" and "evaluate" took so far
     _kept: tuple[int, Start] | None = field(default=None, repr=False)
 
     @property
@@ -83,7 +87,7 @@ class Job:
         """
         if self._kept is not None and self._kept[0] >= count and self._kept[1].seed == seed:
             return self._kept[1]
-        with guarded("building the model"):
+        with guarded("building the model"), self.timed("build"):
             seed_everything(seed)
             module = self._module()
             if self.checkpoint is not None:
@@ -91,20 +95,20 @@ class Job:
             weights = {k: v.detach().clone() for k, v in module.state_dict().items() if _is_tensor(v)}
         with guarded("drawing batches"):
             seed_everything(seed)
-            batches = draw(self._iterable(), count, BATCH_CACHE_BYTES)
+            batches, batch_ms = draw(self._iterable(), count, BATCH_CACHE_BYTES)
         if not batches:
             raise UsageError(
                 "target-empty-batches",
                 f"{self.source}: the batches of {self.name} ended before the first one",
                 "yield at least one batch; a generator that was already used up has to become a function",
             )
-        start = Start(seed, weights, batches, self.batch_dim or 0)
+        start = Start(seed, weights, batches, self.batch_dim or 0, batch_ms)
         self._kept = (count, start)  # one seed at a time: batches can be large
         return start
 
     def build(self, start: Start, device: torch.device) -> torch.nn.Module:
         """A fresh model with the start's weights, on the device, in training mode, random state as at the start."""
-        with guarded("building the model"):
+        with guarded("building the model"), self.timed("build"):
             seed_everything(start.seed)
             model = self._module()
             model.load_state_dict(start.weights, strict=False)
@@ -120,14 +124,23 @@ class Job:
             for optimizer in optimizers.values():
                 _require_plain_step(optimizer, self.source)
             if any("initial_lr" in group for o in optimizers.values() for group in o.param_groups):
-                self._note(_SCHEDULED)  # every scheduler of torch's leaves this key
+                self.note(_SCHEDULED)  # every scheduler of torch's leaves this key
             if self.checkpoint is not None:
                 changed = self.checkpoint.load_into_optimizers(optimizers, self.source)
                 if changed:
-                    self._note(f"from the checkpoint, not from the target file: {', '.join(changed)}")
+                    self.note(f"from the checkpoint, not from the target file: {', '.join(changed)}")
         return optimizers
 
-    def _note(self, note: str) -> None:
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add to `seconds` what a part of a run takes that does not grow with its steps."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+    def note(self, note: str) -> None:
         """Keep what shows only when the file's functions are called, once."""
         if note not in self.notes:
             self.notes = (*self.notes, note)

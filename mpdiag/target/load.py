@@ -20,7 +20,7 @@ from mpdiag.target.batches import batch_dim_of
 from mpdiag.target.checkpoint import read_checkpoint
 from mpdiag.target.forms import losses_of, optimizers_of
 from mpdiag.target.job import Job
-from mpdiag.target.metrics import BY_NAME, directions_of, margins_of, metric_of
+from mpdiag.target.metrics import directions_of, margins_of, metric_of
 from mpdiag.target.user_code import guarded
 
 _Said = TypeVar("_Said")
@@ -54,8 +54,6 @@ def load_job(target: str, start_from: str | Path | None = None) -> Job:
     if "DATA_SOURCE" in namespace:
         notes = (*notes, f"data: {_said(namespace, 'DATA_SOURCE', str, source)}")
     evaluate, directions = metric_of(namespace, source), directions_of(namespace, source)
-    if evaluate is not None and directions == {}:
-        notes = (*notes, BY_NAME)
     if checkpoint is not None:
         notes = (*notes, checkpoint.note)
     return Job(

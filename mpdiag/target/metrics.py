@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +21,20 @@ TAKEN = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")  # qua
 EVERY = "metric"  # a bare number's name; in MARGIN it is for every metric
 
 NO_METRIC = "evaluate gave no metric"
-BY_NAME = "HIGHER_IS_BETTER is not set: a higher metric is taken as better, unless its name says loss or error"
-
 _LOWER = frozenset(
-    "loss losses perplexity ppl error errors err mse mae rmse wer cer fid distance".split()
+    "loss losses perplexity ppl error errors err mse mae rmse wer cer fid distance nll bpc bpb bits ce bce xent "
+    "crossentropy logloss kl kld divergence mape smape wape msle rmsle nrmse medae fpr fnr far frr eer hter false miss "
+    "misses brier ece mce lpips ter der epe ade fde mpjpe regret residual residuals hamming chamfer hausdorff emd "
+    "wasserstein mmd kid fvd fad latency violation violations failure failures mistakes".split()
 )  # the usual names of what is minimised
-_TURNED = frozenset(("neg", "negative"))  # neg_mean_squared_error, as scikit-learn's scorers are called
+_HIGHER = frozenset(
+    "accuracy acc auc auroc auprc roc map miou iou giou ap f fscore fbeta precision recall sensitivity specificity tpr "
+    "tnr true bleu sacrebleu chrf rouge meteor cider comet bertscore dice jaccard psnr ssim snr sdr pesq stoi r "
+    "pearson spearman corr correlation kappa mcc ndcg mrr hit hits top em exact correct match pass reward return "
+    "returns win wins winrate success likelihood elbo nmi ari silhouette purity similarity score".split()
+)  # ... and of what is maximised, f and r being f1 and r2; beside a word of the others it counts for nothing: dice_loss
+_NEGATED = ("neg", "negative")  # as the first word: neg_mean_squared_error (scikit-learn), negative_log_likelihood
+_UNDONE = frozenset(("free", "reduction", "improvement"))  # error_free, loss_reduction
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # eval_loss, evalLoss, WERScore, rmse2
 
 
@@ -75,14 +84,24 @@ def directions_of(namespace: dict[str, Any], source: str) -> Mapping[str, bool] 
     return {METRIC_LOSS if name == LOSS else str(name): value for name, value in named.items()}
 
 
-def higher_is_better(name: str, directions: Mapping[str, bool] | bool) -> bool:
-    """Whether more of a metric is better: as the target says, else by the words in its name."""
+def higher_is_better(name: str, directions: Mapping[str, bool] | bool) -> bool | None:
+    """Whether more of a metric is better: as the target says, else by the words in its name; None where these say none.
+
+    directions: of directions_of. Of what is None nothing but "equal" can be shown, by no guess.
+    """
     if isinstance(directions, bool):
         return directions
-    if name in directions:
-        return directions[name]
-    words = {word.lower() for word in _WORD.findall(name)}
-    return not words & _LOWER or bool(words & _TURNED)
+    return directions[name] if name in directions else _by_name(name)
+
+
+def _by_name(name: str) -> bool | None:
+    words = [word.lower() for word in _WORD.findall(name)]
+    all_words = {*words, *(a + b for a, b in itertools.pairwise(words))}  # cross_entropy, log-loss
+    lower = bool(all_words & _LOWER)
+    if not lower and not all_words & _HIGHER:
+        return None
+    turned = words[0] in _NEGATED or (lower and bool(all_words & _UNDONE))
+    return lower == turned
 
 
 def margins_of(namespace: dict[str, Any], source: str) -> dict[str, float]:
@@ -110,9 +129,9 @@ def margins_of(namespace: dict[str, Any], source: str) -> dict[str, float]:
 def metric_notes(
     measured: Iterable[str], margins: Mapping[str, float], directions: Mapping[str, bool] | bool
 ) -> tuple[str, ...]:
-    """What the target says of metrics that evaluate does not give; nothing where none was measured.
+    """What the target says of metrics that evaluate does not give, and the direction of each of which it says nothing.
 
-    measured: the names that evaluate gave.
+    measured: the names that evaluate gave; nothing is said where none was measured.
     """
     names = list(dict.fromkeys(measured))
     if not names:
@@ -129,7 +148,20 @@ def metric_notes(
                 meant = f"it gives {near[0]}" if near else f"it gives {', '.join(names)}"
                 written = LOSS if name == METRIC_LOSS and setting == "HIGHER_IS_BETTER" else name
                 notes.append(f"{setting} names {written}, which evaluate does not give: {meant}")
-    return tuple(notes)
+    return (*notes, *_named_directions(names, directions))
+
+
+def _named_directions(names: Sequence[str], directions: Mapping[str, bool] | bool) -> list[str]:
+    """One note on the metrics whose direction the target leaves to their names."""
+    if isinstance(directions, bool):
+        return []
+    untold = {name: higher_is_better(name, {}) for name in names if name not in directions}
+    lower, higher, unknown = ([n for n, up in untold.items() if up is which] for which in (False, True, None))
+    told = [f"lower is taken as better for {', '.join(lower)}"] if lower else []
+    told += [f"higher is taken as better for {', '.join(higher)}"] if higher else []
+    if unknown:
+        told.append(f"no direction is known for {', '.join(unknown)}, where a difference decides nothing")
+    return [f"HIGHER_IS_BETTER is not set, so names say which way: {'; '.join(told)}"] if told else []
 
 
 def _number(value: Any, source: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,14 @@ def target_record(job: Job, start: Start) -> TargetRecord:
         structure=structure_of(model),
         source_hash=_source_hash(job.source),
         batch_hash=batch_hash(first),
+        batch_ms=start.batch_ms,
     )
+
+
+def with_later_notes(record: TargetRecord | None, job: Job) -> TargetRecord | None:
+    """The record with the notes that the job's runs have added since it was made."""
+    later = tuple(note for note in job.notes if record is not None and note not in record.notes)
+    return replace(record, notes=(*record.notes, *later)) if record is not None and later else record
 
 
 def typed_target(record: TargetRecord) -> str:

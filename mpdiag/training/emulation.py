@@ -26,6 +26,7 @@ from torch.amp import autocast_mode
 from torch.utils import _pytree as pytree
 
 from mpdiag.training.autocast_lists import AutocastLists, installed
+from mpdiag.training.cuda_regions import cuda_regions_on_cpu
 from mpdiag.training.rounding import Softmax, eligible, rounded_result, to_type
 
 _RECURRENT = (
@@ -216,19 +217,15 @@ def _registered(key: str) -> list[str]:
 
 
 @contextmanager
-def _cuda_regions_on_cpu(pure: bool) -> Iterator[None]:
+def _cuda_state_on_cpu(pure: bool) -> Iterator[None]:
     """Regions that say "cuda" act on the CPU, and whoever asks about CUDA autocast hears what the CPU's state is.
 
     The user's FP32 islands say autocast("cuda", enabled=False). torch's attention modules choose their path by
     `torch.is_autocast_enabled()`, which means CUDA. custom_fwd(device_type="cuda", cast_inputs=...) casts CPU tensors.
     """
     cast: Any = getattr(autocast_mode, "_cast", None)  # custom_fwd's; a torch without it keeps its own
-    init = torch.autocast.__init__
     enter: Any = torch.autocast.__enter__
     leave: Any = torch.autocast.__exit__
-
-    def on_cpu(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
-        init(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
     def cast_on_cpu(value: Any, device_type: str, dtype: torch.dtype) -> Any:
         return cast(value, "cpu" if device_type == "cuda" else device_type, dtype)
@@ -248,15 +245,14 @@ def _cuda_regions_on_cpu(pure: bool) -> Iterator[None]:
         return left
 
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    torch.autocast.__init__ = on_cpu  # type: ignore[method-assign]
     torch.autocast.__enter__ = enter_and_mirror  # type: ignore[method-assign]
     torch.autocast.__exit__ = leave_and_mirror  # type: ignore[method-assign]
     if cast is not None and not pure:  # a .half() model on a GPU is in no region: custom_fwd casts nothing there
         autocast_mode._cast = cast_on_cpu
     try:
-        yield
+        with cuda_regions_on_cpu():
+            yield
     finally:
-        torch.autocast.__init__ = init  # type: ignore[method-assign]
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
         torch.autocast.__exit__ = leave  # type: ignore[method-assign]
         if cast is not None:
@@ -280,7 +276,7 @@ def cuda_policy(pure: bool = False) -> Iterator[Callable[[], None]]:
             warnings.simplefilter("ignore", UserWarning)  # "overriding a previously registered kernel": on purpose
             for name, kernel in _kernels(installed(), casts, pure):
                 library.impl(name, kernel, allow_override=True)
-        with _cuda_regions_on_cpu(pure):
+        with _cuda_state_on_cpu(pure):
             yield casts.clear
     finally:
         casts.clear()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mpdiag.device.precision_settings import fp32_products
+from mpdiag.training.cuda_regions import cuda_regions_on_cpu
 from mpdiag.training.emulation import cuda_policy
 
 
@@ -80,7 +81,7 @@ def in_force(precision: Precision, device: torch.device) -> Iterator[Region]:
     """
     with fp32_products("ieee") if precision.ieee else fp32_products("tf32") if precision.tf32 else nullcontext():
         if precision.autocast is None:
-            with autocast_off() as met:
+            with autocast_off(device) as met:
                 yield Region(nullcontext, met)
         elif device.type == "cuda":
             dtype = precision.autocast
@@ -100,10 +101,11 @@ def _emulated_region(precision: Precision, forget_casts: Callable[[], None]) -> 
 
 
 @contextmanager
-def autocast_off() -> Iterator[list[str]]:
+def autocast_off(device: torch.device) -> Iterator[list[str]]:
     """Within it, regions that the user's own code opens stay FP32; the list fills with their device types.
 
-    An FP32 run has to be one, also for a job that says `with torch.autocast("cuda"):` in its forward.
+    An FP32 run has to be one, also for a job that says `with torch.autocast("cuda"):` in its forward. Off CUDA such
+    regions are noted as the CPU's, as the emulation runs them.
     """
     enter: Any = torch.autocast.__enter__
     met: list[str] = []
@@ -120,7 +122,8 @@ def autocast_off() -> Iterator[list[str]]:
 
     torch.autocast.__enter__ = enter_disabled  # type: ignore[method-assign]
     try:
-        yield met
+        with nullcontext() if device.type == "cuda" else cuda_regions_on_cpu():
+            yield met
     finally:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mpdiag.device.random_state import default_dtype_kept
 from mpdiag.errors import MpdiagError, UsageError
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import map_tensors
@@ -58,18 +59,11 @@ class Session:
         """One iteration on a batch that `place` has prepared."""
         losses: dict[str, torch.Tensor] = {}
         stepped: set[int] = set()
-        with guarded("computing the loss"), self.region():
-            parts = self._parts(batch)
-        while True:
-            with guarded("computing the loss"), self.region():
-                part = next(parts, None)
-            if part is None:
-                break
-            name, loss = self._checked(part)
-            self.model.zero_grad(set_to_none=True)
-            scaled = loss if self.scaler is None else self.scaler.scale(loss)
-            with guarded("running backward"):
-                scaled.backward()
+        self.model.zero_grad(set_to_none=True)  # before the forward, as users do: else they lie beside its activations
+        for name, loss in self._losses(batch):
+            if losses:  # an earlier part's; after the last part they stay, for who reads them between steps
+                self.model.zero_grad(set_to_none=True)
+            self._backward(loss)
             for optimizer in self._optimizers_of(name):
                 if self.scaler is not None and id(optimizer) in stepped:
                     self.scaler.update()  # a scaler steps each optimizer once between updates
@@ -78,11 +72,40 @@ class Session:
                 with guarded("stepping the optimizer"):
                     optimizer.step() if self.scaler is None else self.scaler.step(optimizer)
             losses[name] = loss.detach()
-        if not losses:
-            raise UsageError("no-loss", f"{self.job.source}: compute_losses yielded nothing", "yield (name, loss)")
+        self._require(losses)
         if self.scaler is not None:
             self.scaler.update()
         return losses
+
+    def gradients(self, batch: Any) -> dict[str, torch.Tensor]:
+        """The losses of an iteration, whose gradients are added up, still scaled; no optimizer steps."""
+        self.model.zero_grad(set_to_none=True)
+        losses: dict[str, torch.Tensor] = {}
+        for name, loss in self._losses(batch):
+            self._backward(loss)
+            losses[name] = loss.detach()
+        self._require(losses)
+        return losses
+
+    def _losses(self, batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each (name, loss) of an iteration when it is asked for."""
+        with guarded("computing the loss"), self.region():
+            parts = self._parts(batch)
+        while True:
+            with guarded("computing the loss"), self.region():
+                part = next(parts, None)
+            if part is None:
+                return
+            yield self._checked(part)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        with guarded("running backward"):
+            scaled.backward()
+
+    def _require(self, losses: dict[str, torch.Tensor]) -> None:
+        if not losses:
+            raise UsageError("no-loss", f"{self.job.source}: compute_losses yielded nothing", "yield (name, loss)")
 
     def _parts(self, batch: Any) -> Iterator[Any]:
         """The (name, loss) pairs of one iteration, computed as they are asked for if the job yields them."""
@@ -101,7 +124,7 @@ class Session:
             return None
         self.model.eval()
         try:
-            with guarded("evaluating the metric"), torch.no_grad(), self.region():
+            with guarded("evaluating the metric"), self.job.timed("evaluate"), torch.no_grad(), self.region():
                 return self.job.evaluate(self.model)
         finally:
             self.model.train()
@@ -158,7 +181,22 @@ def open_session(job: Job, start: Start, precision: Precision, device: torch.dev
 def build_session(
     job: Job, start: Start, precision: Precision, device: torch.device, region: Region
 ) -> Iterator[Session]:
-    """A fresh run, for callers that put its policy in force; its FP32 islands last as long as the block."""
+    """A fresh run, for callers that put its policy in force; its FP32 islands last as long as the block.
+
+    So does a default type that the job sets: the next run begins with the one that this began with.
+    """
+    with default_dtype_kept(), _built(job, start, precision, device, region) as session:
+        built = torch.get_default_dtype()
+        try:
+            yield session
+        finally:
+            if torch.get_default_dtype() != built:  # set while it builds, it is the job's way and the same in every run
+                found = str(torch.get_default_dtype())
+                job.note(f"the target sets torch's default dtype to {found} during a run; the next begins with {built}")
+
+
+@contextmanager
+def _built(job: Job, start: Start, precision: Precision, device: torch.device, region: Region) -> Iterator[Session]:
     model = job.build(start, device)
     if precision.pure:
         model = model.to(precision.autocast)

@@ -13,9 +13,11 @@ from mpdiag.plan import IslandPlan
 from mpdiag.training.precision import Precision
 
 BASELINE = "fp32"
+FP32_CONFIGURED = "fp32-configured"
 FP16 = "fp16"
 FP16_PLAN = "fp16-plan"
 FP16_UNSCALED = "fp16-unscaled"
+FP16_PURE = "fp16-pure"
 BF16 = "bf16"
 TF32 = "tf32"
 FP16_CHANNELS_LAST = "fp16-channels-last"
@@ -57,10 +59,10 @@ def arms_for(
     left_out = []
     arms = [Arm(BASELINE, Precision("FP32", ieee=True))]
     if is_ieee(device):
-        left_out.append("arm fp32-configured: left out, because your settings already compute FP32 in full")
+        left_out.append(f"arm {FP32_CONFIGURED}: left out, because your settings already compute FP32 in full")
     else:
         shown = ", ".join(f"{name}={value}" for name, value in configured(device).items())
-        arms.append(Arm("fp32-configured", Precision(f"FP32 as configured ({shown})")))
+        arms.append(Arm(FP32_CONFIGURED, Precision(f"FP32 as configured ({shown})")))
     scaled, interval = _scale(advice, advice.upper_log2)
     fp16 = Arm(FP16, Precision("FP16 autocast", torch.float16, log2_scale=scaled, growth_interval=interval))
     if plan is not None and plan.enough:  # before FP16 as it is, which it is there to mend: a budget may end
@@ -71,13 +73,12 @@ def arms_for(
         left_out.append(f"arm {FP16_PLAN}: left out, because no plan was found: {plan.reason}")
     arms.append(fp16)
     if scaled is None:
-        left_out.append("arm fp16-unscaled: left out, because no loss scale is recommended")
+        left_out.append(f"arm {FP16_UNSCALED}: left out, because no loss scale is recommended")
     else:
         arms.append(Arm(FP16_UNSCALED, Precision("FP16 autocast, no loss scale", torch.float16), control=True))
     arms.append(Arm(BF16, Precision("BF16 autocast", torch.bfloat16)))
-    arms.append(
-        Arm("fp16-pure", Precision("FP16, no master weights, no loss scale", torch.float16, pure=True), control=True)
-    )
+    pure = Precision("FP16, no master weights, no loss scale", torch.float16, pure=True)
+    arms.append(Arm(FP16_PURE, pure, control=True))
     return arms, left_out
 
 

@@ -3,6 +3,11 @@
 The endpoint (mean loss of the second half, and the user's metric at the end), the margin's rule and the test are code,
 the same for every job; the margin's number comes from the FP32 runs alone. An arm has to be equivalent in every
 quantity, so several quantities make a false "equivalent" rarer, not likelier.
+
+One thing is left out: a metric of which the FP32 runs themselves have less than half a point and which scatters between
+seeds about as much as it is large (paired_test). It has not begun to tell runs apart: nothing is lost with it, and
+nothing is shown by it. So it passes no arm and holds up no verdict; the loss decides. An arm that is clearly worse in
+it is worse all the same. A metric of which less is better is never left out: near zero it has everything to lose.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mpdiag.accuracy import PairedTest
 from mpdiag.diagnosis import Comparison, Trial
@@ -18,21 +24,33 @@ from mpdiag.verify.arms import BASELINE
 from mpdiag.verify.paired_test import (
     LOSS_FLOOR,
     METRIC_FLOOR,
+    METRIC_POINT,
     Judgement,
     Margin,
     judge,
     margin_for,
     resolution_of,
     seeds_needed,
+    whole_step,
 )
 
 SAME_START = 1e-5  # runs whose first losses agree to this share began alike: it is rounding that tells them apart
 FIRST_LOSSES = 3  # ... one is not enough: with a last layer of zeros every seed begins at the same loss
+LEFT = 1e-3  # of the first loss: a loss that has moved so far has left it, which a warm-up may take many steps to
+LEAVING = 2  # losses that have left; twins go the same way then, and are chaos later
+SAME_WAY = 0.01  # of how far they have moved: of other batches or weights losses part by a tenth of it and more
+LARGEST = 1e150  # squares of more are beyond every float, and so is a spread
+LEAST_LOSSES = 2  # the first comes before any update, so it tells of the forward pass alone
 
 NOT_FINITE = "not finite"
 CRASHED = "the run failed"
-NO_STEP_SEEN = "runs are equal or far apart in this metric: it may be too coarse to tell a small difference"
+NOT_GIVEN = "not-measured"  # the verdict on a metric that the arm's evaluate() does not give: it trained all the same
+NO_STEP_SEEN = "FP32's runs are equal in this metric: it may be too coarse to tell a small difference"
+ONE_STEP = "one step shows no training: its loss comes before the first update"
+TOO_LARGE = f"values beyond {LARGEST:.0e} cannot be judged"
+NO_DIRECTION = "its name does not say which way is better: set HIGHER_IS_BETTER"
 ONE_SEED = "one seed gives no interval"  # what it takes is said once, among the next steps
+ABOUT_ZERO = "FP32's own runs are about zero in it: a longer run, or one from a trained state, would tell"
 ONE_RUN = "all seeds gave one run, which gives no interval"
 
 Pairs = Sequence[tuple[Trial, Trial]]
@@ -43,7 +61,8 @@ def compare_arms(
 ) -> tuple[Comparison, ...]:
     """Every arm against the baseline: loss and each metric.
 
-    higher_is_better: for every metric, or by name; a metric that is not in it goes by the words in its name.
+    higher_is_better: for every metric, or by name; a metric that is not in it goes by the words in its name. One whose
+    name says nothing may be found equal, and never better or worse: a guess would make a "go" of a harm.
     margins: the user's own, absolute, by quantity ("loss" or a metric's name; "metric" is for every metric).
     """
     baseline = {t.seed: t for t in trials if t.arm == BASELINE}
@@ -52,8 +71,9 @@ def compare_arms(
         pairs = [(baseline[t.seed], t) for t in trials if t.arm == arm and t.seed in baseline]
         names = list(dict.fromkeys(name for b, _ in pairs for name in (b.metric or {})))
         for name in ("loss", *names):
-            lower = name == "loss" or not is_higher_better(name, higher_is_better)
-            values = [_value(t, name) for t in trials]
+            higher = False if name == "loss" else is_higher_better(name, higher_is_better)
+            lower = None if higher is None else not higher
+            values = [_value(t, name) for t in trials if not _vast(t, name)]
             found.append(_quantity(name, arm, pairs, list(baseline.values()), lower, margins or {}, values))
     return tuple(found)
 
@@ -61,7 +81,8 @@ def compare_arms(
 def distinct(pairs: Pairs) -> list[tuple[Trial, Trial]]:
     """The pairs whose baselines differ: a seed that changes nothing gives one run twice, not more evidence.
 
-    On a GPU such twins are not equal to the bit; runs that begin alike are taken for one.
+    On a GPU such twins are not equal to the bit; runs that begin alike, and leave their first loss alike, are taken for
+    one.
     """
     kept: list[tuple[Trial, Trial]] = []
     for pair in pairs:
@@ -71,8 +92,19 @@ def distinct(pairs: Pairs) -> list[tuple[Trial, Trial]]:
 
 
 def _begin_alike(one: Trial, other: Trial) -> bool:
-    first = list(zip(one.losses[:FIRST_LOSSES], other.losses[:FIRST_LOSSES], strict=False))
-    return one.losses == other.losses or (bool(first) and all(math.isclose(a, b, rel_tol=SAME_START) for a, b in first))
+    if one.losses == other.losses:
+        return True
+    left = 0
+    for step, (a, b) in enumerate(zip(one.losses, other.losses, strict=False)):
+        moved = max(abs(a - one.losses[0]), abs(b - one.losses[0]))
+        allowed = SAME_START * max(abs(a), abs(b))
+        allowed = allowed if step < FIRST_LOSSES else max(allowed, SAME_WAY * moved)
+        if a != b and not abs(a - b) <= allowed < math.inf:
+            return False  # also where one is not finite
+        left += moved > LEFT * abs(one.losses[0])
+        if step >= FIRST_LOSSES - 1 and left >= LEAVING:
+            break
+    return bool(one.losses) and bool(other.losses)
 
 
 def endpoint(trial: Trial) -> float:
@@ -89,9 +121,14 @@ def _value(trial: Trial, name: str) -> float:
     return endpoint(trial) if name == "loss" else (trial.metric or {}).get(name, math.nan)
 
 
+def _vast(trial: Trial, name: str) -> bool:
+    values = _tail(trial) if name == "loss" else (_value(trial, name),)
+    return any(LARGEST < abs(x) < math.inf for x in values)
+
+
 def _margin(name: str, baseline: Sequence[Trial], margins: Mapping[str, float]) -> Margin | None:
     """The margin of a quantity, the same for every arm; None where no FP32 run gives a number."""
-    runs = [b for b, _ in distinct([(t, t) for t in baseline]) if math.isfinite(_value(b, name))]
+    runs = [b for b, _ in distinct([(t, t) for t in baseline]) if math.isfinite(_value(b, name)) and not _vast(b, name)]
     if not runs:
         return None
     if name == "loss":  # not the mean's own size: a loss that crosses zero would have no margin
@@ -99,7 +136,7 @@ def _margin(name: str, baseline: Sequence[Trial], margins: Mapping[str, float]) 
         return margin_for([endpoint(t) for t in runs], scale, LOSS_FLOOR, margins.get("loss"))
     values = [_value(t, name) for t in runs]
     asked = margins.get(name, margins.get("metric"))
-    return margin_for(values, statistics.fmean(map(abs, values)), METRIC_FLOOR, asked)
+    return margin_for(values, statistics.fmean(map(abs, values)), METRIC_FLOOR, asked, METRIC_POINT)
 
 
 def _quantity(
@@ -107,22 +144,29 @@ def _quantity(
     arm: str,
     pairs: Pairs,
     baseline: Sequence[Trial],
-    lower_is_better: bool,
+    lower_is_better: bool | None,
     margins: Mapping[str, float],
     values: Sequence[float],
 ) -> Comparison:
     """values: the quantity in every run of every arm, for how coarse it is."""
-    used = distinct(pairs)
+    used = [pair for pair in distinct(pairs) if name == "loss" or not _lacks(name, pair)]
     base = [_value(b, name) for b, _ in used]
     other = [_value(c, name) for _, c in used]
+    fp32 = base or [_value(b, name) for b, _ in distinct(pairs)]
     margin = _margin(name, baseline, margins)
-    broken = _broken(name, pairs)
+    about_zero = margin is not None and margin.about_zero and lower_is_better is False
+    vast = any(_vast(t, name) for pair in used or pairs for t in pair)
+    broken, not_given = _broken(name, pairs), _not_given(name, pairs)
     judgement, difference, needed = Judgement("inconclusive", None), None, None
     reason: str | None = None
     if broken is not None:
         judgement, reason = Judgement("worse", None, noninferior=False), broken
     elif not used:
         reason = "no paired run"
+    elif name == "loss" and any(len(t.losses) < LEAST_LOSSES for pair in used for t in pair):
+        reason = ONE_STEP
+    elif vast:
+        reason = TOO_LARGE
     elif margin is None or not all(map(math.isfinite, base)):
         reason = "the FP32 baseline is not finite"
     elif len(used) == 1:
@@ -132,19 +176,29 @@ def _quantity(
         difference = statistics.fmean(differences)
         exact = name == "loss" or _same_runs(used, name)
         step = None if exact else resolution_of(values)
+        if not exact and step is None and not any(differences):  # equal to the bit though the losses are not: it counts
+            step = resolution_of(base, math.inf)  # ... few things, where FP32's own runs are far apart (7 or 8 of ten)
+        elif not exact and step is None:  # judge() heeds it where all pairs differ by the same: a hit fewer of 20
+            step = whole_step([*base, *other])
         judgement = judge(differences, margin.value, lower_is_better, margin.beyond, step)
-        if judgement.verdict == "inconclusive":
+        if about_zero and judgement.verdict in ("equivalent", "inconclusive") and judgement.interval != (0.0, 0.0):
+            judgement, reason = replace(judgement, verdict="inconclusive", noninferior=None), ABOUT_ZERO
+        elif judgement.verdict == "inconclusive":
             needed = seeds_needed(judgement, margin)
             reason = _undecided(judgement, margin, needed)
+            if lower_is_better is None and _moved(judgement, margin):
+                needed, reason = None, NO_DIRECTION
         elif not exact and step is None and judgement.interval == (0.0, 0.0):
             reason = NO_STEP_SEEN
+    if not_given is not None and judgement.verdict != "worse":  # whatever the seeds say that have it
+        judgement, difference, needed, reason = Judgement(NOT_GIVEN, None), None, None, not_given
     return Comparison(
         quantity=name,
         unit="mean loss of the second half" if name == "loss" else "metric",
         baseline=BASELINE,
         candidate=arm,
-        baseline_value=statistics.fmean(base) if base else math.nan,
-        candidate_value=statistics.fmean(other) if broken is None and _all_finite(other) else None,
+        baseline_value=None if vast else statistics.fmean(fp32) if fp32 else math.nan,
+        candidate_value=statistics.fmean(other) if broken is None and not vast and _all_finite(other) else None,
         difference=difference,
         interval=judgement.interval,
         margin=margin.value if margin else None,
@@ -160,6 +214,7 @@ def _quantity(
             worse_beyond=margin.beyond if margin else None,
             seeds_needed=needed,
             resolution=judgement.resolution,
+            about_zero=about_zero,
         ),
     )
 
@@ -178,6 +233,12 @@ def _undecided(judgement: Judgement, margin: Margin, needed: int | None) -> str:
     return f"needs about {needed} seeds" if needed else "more seeds would hardly decide it"
 
 
+def _moved(judgement: Judgement, margin: Margin) -> bool:
+    """Whether the whole interval is past the margin, to either side: what would be "worse" or "better"."""
+    low, high = judgement.interval or (0.0, 0.0)
+    return low >= margin.beyond or high <= -margin.beyond
+
+
 def _all_finite(values: Sequence[float]) -> bool:
     return bool(values) and all(map(math.isfinite, values))
 
@@ -193,13 +254,27 @@ def _broken(name: str, pairs: Pairs) -> str | None:
             continue
         if c.error:
             return f"{CRASHED}: {c.error}"
-        if name != "loss" and c.metric is None:
-            return f"{CRASHED}: {c.not_measured.get('metric', 'it gave no metric')}"
-        if name != "loss" and name not in (c.metric or {}):
-            return f"{CRASHED}: its metric has no {name}, while FP32's has"
+        if name != "loss" and _lacks(name, (b, c)):
+            continue  # it trained: see _not_given
         at = next((i for i, x in enumerate(c.losses, 1) if not math.isfinite(x)), None)
         if name == "loss" and at is not None and (_all_finite(b.losses) or not math.isfinite(endpoint(c))):
             return f"{NOT_FINITE} at step {at} of seed {c.seed}, while FP32 is"
         if not math.isfinite(_value(c, name)):
             return f"{NOT_FINITE} with seed {c.seed}, while FP32 is"
     return None
+
+
+def _lacks(name: str, pair: tuple[Trial, Trial]) -> bool:
+    """Whether the candidate trained to its end and has no value of a metric that its FP32 twin has."""
+    b, c = pair
+    return name in (b.metric or {}) and c.error is None and name not in (c.metric or {})
+
+
+def _not_given(name: str, pairs: Pairs) -> str | None:
+    """Why evaluate() gave no value of a metric under the arm's precision; None where it gave one for every seed."""
+    first = next((c for b, c in pairs if _lacks(name, (b, c))), None)
+    if name == "loss" or first is None:
+        return None
+    if first.metric is None:
+        return f"evaluate() gives no value here: {first.not_measured.get('metric', 'it gave no metric')}"
+    return f"evaluate() gives no {name} here, while in FP32 it does"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mpdiag.accuracy import ControlOutcome
 from mpdiag.diagnosis import Comparison
 from mpdiag.verify.arms import FP16_UNSCALED
-from mpdiag.verify.compare import CRASHED
+from mpdiag.verify.compare import CRASHED, NOT_GIVEN
 
 CONTROLS = (FP16_UNSCALED, "fp16-pure")
 
@@ -32,10 +32,15 @@ def _outcome(arm: str, about: Sequence[Comparison]) -> ControlOutcome:
         return ControlOutcome(arm, None, _told(worse), broke=True)
     if worse is not None:
         return ControlOutcome(arm, True, _told(worse))
-    undecided = next((c for c in about if c.verdict == "inconclusive" and not (c.test and c.test.noninferior)), None)
+    undecided = next((c for c in about if c.decides and _undecided(c)), None)
     if undecided is not None:
         return ControlOutcome(arm, None, _told(undecided))
-    return ControlOutcome(arm, False, ", ".join(f"{_name(c)} {_verdict(c)}" for c in about))
+    return ControlOutcome(arm, False, ", ".join(f"{_name(c)} {_verdict(c)}" for c in about if c.decides))
+
+
+def _undecided(comparison: Comparison) -> bool:
+    shown = comparison.test is not None and comparison.test.noninferior
+    return comparison.verdict in ("inconclusive", NOT_GIVEN) and not shown
 
 
 def _crashed(comparison: Comparison) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
+from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.diagnosis import Comparison, Trial
 from mpdiag.verify.arms import TF32
 from mpdiag.verify.block_ratio import (
@@ -26,6 +27,7 @@ MEMORY_NOISE = 0.01  # the allocator rounds blocks to 512 bytes and to 2 MiB seg
 STEP_TIME, PEAK_MEMORY, ENERGY = "step_time_ms", "peak_memory_bytes", "energy_joules_per_sample"
 TENSOR_CORE = "tensor_core"
 REFERENCES = ("fp32-configured", TF32)  # what users may train with today: which of them decides most of a speed-up
+NO_NOISE = "FP32 against itself has too few blocks to tell the machine's noise"
 NOT_A_CANDIDATE = "only FP32 and the candidates for training have a run for it"
 UNITS = {STEP_TIME: "ms a step", PEAK_MEMORY: "bytes", ENERGY: "joules a sample"}
 
@@ -55,19 +57,22 @@ def compare_step_times(costs: Costs, baseline: str, arm: str) -> Comparison:
     times = {each.arm: each for each in (*timing.arms, timing.control)}
     mine, theirs = times.get(arm), times.get(baseline)
     if mine is None or theirs is None or mine.step_time_ms is None or theirs.step_time_ms is None:
-        return _not_measured(STEP_TIME, baseline, arm, (mine and mine.reason) or "this arm was not timed")
+        its_own = mine.reason if mine is not None and mine.step_time_ms is None else None
+        other = f"{baseline}: {theirs.reason}" if theirs is not None and theirs.reason else "this arm was not timed"
+        return _not_measured(STEP_TIME, baseline, arm, its_own or other)
     pairs = paired_blocks(mine, theirs)
     ratios = [a / b for a, b in pairs]
-    interval = ratio_interval(ratios)
-    reason = costs.shared or noise_of(timing)
+    interval, noise = ratio_interval(ratios), noise_band(timing)
+    reason = costs.shared or _failed(timing, mine, theirs)
     verdict = "inconclusive"
     if interval is None:
         reason = reason or f"{len(ratios)} paired block(s): no interval"
+    elif noise is None:
+        reason = reason or NO_NOISE
     elif reason is None:
-        noise = noise_band(timing) or 0.0
         verdict = judge(interval, noise)
-        if verdict == "inconclusive" and arm != timing.control.arm:
-            reason = undecided(noise)
+        if verdict == "inconclusive":
+            reason = noise_of(timing) if arm == timing.control.arm else undecided(noise)
     before, after = theirs.step_time_ms, mine.step_time_ms
     if pairs:  # of the same rounds, so that the two times and their ratio say the same
         after, before = (geometric_mean(blocks) for blocks in zip(*pairs, strict=True))
@@ -75,6 +80,15 @@ def compare_step_times(costs: Costs, baseline: str, arm: str) -> Comparison:
         STEP_TIME, UNITS[STEP_TIME], baseline, arm, before, after, after / before, interval, NARROW, 1, verdict,
         reason, True,
     )  # fmt: skip
+
+
+def _failed(timing: Timing, *arms: ArmTime) -> str | None:
+    """Why the blocks of arms, or those that tell the noise, are not to be judged: an arm raised before the last."""
+    for each in (*arms, timing.control):
+        if each.reason is not None:
+            taken = sum(ms is not None for ms in each.block_medians_ms)
+            return f"{each.arm} failed after {taken} of {timing.rounds} blocks: {each.reason}"
+    return None
 
 
 def _memory(costs: Costs, baseline: str, arm: str) -> Comparison:
@@ -99,23 +113,20 @@ def _energy(costs: Costs, baseline: str, arm: str) -> Comparison:
         reason = next((use.reason for use in (mine, theirs) if use is not None and use.reason), costs.energy_reason)
         reason = reason or NOT_A_CANDIDATE
         return _not_measured(ENERGY, baseline, arm, reason)
-    ratio = mine.joules_per_sample / theirs.joules_per_sample
-    interval, reason = None, costs.shared
-    if not mine.interval or not theirs.interval:
-        fewest = min(mine.windows, theirs.windows)
-        windows = "one window an arm gives" if fewest == 1 else f"{fewest} windows an arm give"
+    pairs = [(a, b) for a, b in zip(mine.by_window, theirs.by_window, strict=False) if a and b]  # of one round each
+    interval, reason = ratio_interval([a / b for a, b in pairs]), costs.shared
+    if interval is None:
+        windows = "one window an arm gives" if len(pairs) == 1 else f"{len(pairs)} paired windows give"
         reason = reason or f"{windows} no interval"
-    elif mine.interval[0] <= 0 or theirs.interval[0] <= 0:  # Student's t knows no bound at 0
-        reason = reason or "the windows scatter so widely that an interval reaches down to nothing"
-    else:  # the arms' own intervals at their worst: wider than a paired one
-        interval = (mine.interval[0] / theirs.interval[1], mine.interval[1] / theirs.interval[0])
     verdict = judge(interval) if interval and reason is None else "inconclusive"
     if verdict == "inconclusive":
         reason = reason or undecided(0.0)
+    before, after = theirs.joules_per_sample, mine.joules_per_sample
+    if pairs:  # as for step times: what drifts over the rounds is in both, and so is not in the ratio
+        after, before = (geometric_mean(windows) for windows in zip(*pairs, strict=True))
     return Comparison(
-        ENERGY, UNITS[ENERGY], baseline, arm, theirs.joules_per_sample, mine.joules_per_sample, ratio, interval,
-        NARROW, 1, verdict, reason, True,
-    )  # fmt: skip
+        ENERGY, UNITS[ENERGY], baseline, arm, before, after, after / before, interval, NARROW, 1, verdict, reason, True
+    )
 
 
 def _not_measured(quantity: str, baseline: str, arm: str, reason: str | None) -> Comparison:

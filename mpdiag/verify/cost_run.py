@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
 
 from mpdiag.costs.kernels import ArmKernels
-from mpdiag.costs.ladder import NOT_COUNTED, ladder_of
-from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
 from mpdiag.costs.tensor_cores import Calibration
-from mpdiag.device.block import LEAD_IN_SECONDS
-from mpdiag.device.memory import CudaAllocator
 from mpdiag.errors import MpdiagError, safe_text
 from mpdiag.measure.ceiling import SECONDS as CEILINGS_SECONDS
 from mpdiag.measure.ceiling import measure_ceilings
 from mpdiag.measure.counters import counters_of_arm
-from mpdiag.measure.energy import SECONDS as LONG_WINDOW_SECONDS
 from mpdiag.measure.energy import energy_from, gpm_from, windows_of_arms
 from mpdiag.measure.fleet import ArmsTooLargeError, Fleet, open_fleet
 from mpdiag.measure.flops import flops_of
 from mpdiag.measure.layers import arithmetic_of
-from mpdiag.measure.memory import memory_of_arms
 from mpdiag.measure.resize import halved
-from mpdiag.measure.sharing import REST_SECONDS
 from mpdiag.measure.timing import time_arms
 from mpdiag.measure.trace import trace_arm
 from mpdiag.settings import MAX_HALVINGS
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import samples_in
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, Arm, timed_arms
+from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP16_PURE, Arm, timed_arms
 from mpdiag.verify.batch_stage import largest_batches
-from mpdiag.verify.channels_last import told_by_its_arm
 from mpdiag.verify.costs_asked import CostsAsked
+from mpdiag.verify.energy_stage import SO_THAT, plan_windows, with_left_out
+from mpdiag.verify.memory_stage import MemoryStage
 from mpdiag.verify.plan import Pace
+from mpdiag.verify.tensor_evidence import with_all_evidence
 from mpdiag.verify.warm_up import that_fit, warm_up_seconds
 
-TIMING_SHARE, ENERGY_SHARE = 0.35, 0.35  # of what is left when their turn comes
+TIMING_SHARE = 0.35  # of what is left when its turn comes
 LEAST_TIMING_SECONDS = 3.0
-WINDOW_SECONDS = 2.1  # twenty ticks of the energy counter, the fewest that are worth a figure
 CEILINGS_SHARE = 0.2  # of what is left, where that is less than CEILINGS_SECONDS; never under half of them
 TRACE_SECONDS = 4.0  # an arm, with the profiler's start
 COUNTERS_SECONDS = 60.0  # a process of its own that loads torch and the model, and steps once a counter
-CROWDED = 0.8  # of the card: memory children run beside the training only where all fit well
 
 LEAST_MEMORY_SECONDS = 20.0  # a process of its own loads torch and the model
 MEMORY_SHARE = 0.5  # of what is left, at most
@@ -60,50 +52,42 @@ class CostRun:
 
     def __init__(
         self, job: Job, arms: Sequence[Arm], device: torch.device, seed: int, on_progress: Callable[[], None],
-        pace: Pace | None = None,
+        pace: Pace | None = None, asked: CostsAsked | None = None,
     ) -> None:  # fmt: skip
         self.job, self.arms, self.device, self.seed = job, list(arms), device, seed
         self.cut: list[str] = []
         self._on_progress = on_progress
         self._costs = Costs.absent("the verification ended before it")
-        self._pool = ThreadPoolExecutor(1)
-        self._memory: Future[dict[str, MemoryUse]] | None = None
+        self._memory = MemoryStage(job, seed, device)
         self._until = 0.0
         self._pace = pace
+        self.asked = asked or CostsAsked()
 
     def record(self) -> Costs:
         """What has been measured so far."""
         return self._costs
 
     def begin_memory_beside(self, samples: int | None, seconds: float, report: Report) -> None:
-        """Start the processes that measure memory beside the training, where the card holds all of them well.
+        """Start what measures memory beside the training, where there is room for both."""
+        self._memory.begin_beside(self._told(), samples, seconds, report)
 
-        A peak is the same with company; a time would not be, so nothing is timed before they have ended.
-        """
-        allocator = CudaAllocator(self.device)
-        _, total = allocator.card()
-        own = allocator.peaks().reserved_bytes
-        if own * (len(self._unpaired()) + 1) < CROWDED * total:
-            self._begin_memory(samples, seconds, report, own)
+    def stop(self) -> None:
+        """End what is at work beside this process."""
+        self._memory.stop()
 
-    def _begin_memory(self, samples: int | None, seconds: float, report: Report, expected_bytes: int | None) -> None:
-        arms = self._unpaired()
-        given = (self.job, arms, self.seed, self.device, seconds, samples, report, expected_bytes)
-        self._memory = self._pool.submit(memory_of_arms, *given)
-
-    def run(self, start: Start, seconds: float, report: Report, asked: CostsAsked) -> None:
+    def run(self, start: Start, seconds: float, report: Report) -> None:
         """Every stage that fits into `seconds`; the largest batch, if asked for, has a time of its own."""
         began = time.perf_counter()
         self._until = began + seconds
         try:
             self._memory_of_arms(start, report)
             self._in_turns(start, report)
-            self._counters(report)
-            self._ladders()
-            self._largest_batch(asked, report)
+            self._counters(start, report)
+            self._keep(kernels=with_all_evidence(self._costs))
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._memory.close()
             self._keep(seconds=round(time.perf_counter() - began, 3))
+        self._largest_batch(report)
 
     def _left(self) -> float:
         return self._until - time.perf_counter()
@@ -112,31 +96,38 @@ class CostRun:
         self._costs = replace(self._costs, **parts)  # type: ignore[arg-type] # field names, checked by tests
         self._on_progress()
 
-    def _cut(self, what: str, needs_seconds: float) -> str | None:
-        """Why a stage is left out of what is left of the budget, noted among what was cut; None where it fits."""
-        left = self._left()
+    def _cut(self, what: str, needs_seconds: float, later_seconds: float = 0.0) -> str | None:
+        """Why a stage is left out of what is left of the budget, noted among what was cut; None where it fits.
+
+        later_seconds: of what is left, for stages to come.
+        """
+        left = self._left() - later_seconds
         if left >= needs_seconds:
             return None
         why = f"it takes about {needs_seconds:.0f} s, the time budget had {max(left, 0.0):.0f} s left"
         self.cut.append(f"{what}: not measured, {why}")
         return why
 
-    def _unpaired(self) -> dict[str, Precision]:
-        """The arms whose memory, energy and kernels are told: those that are candidates, and FP32."""
+    def _candidates(self) -> dict[str, Precision]:
+        """FP32 and the arms that one may train in: whose kernels and largest batch are told."""
         return {arm.name: arm.precision for arm in self.arms if arm.name in (BASELINE, FP16, FP16_PLAN, BF16)}
+
+    def _told(self) -> dict[str, Precision]:
+        """The arms whose memory and energy are told: the candidates, and a control if that is asked for."""
+        controls = self.arms if self.asked.controls else ()
+        return self._candidates() | {arm.name: arm.precision for arm in controls if arm.name == FP16_PURE}
 
     def _memory_of_arms(self, start: Start, report: Report) -> None:
         """Before anything is timed, so that no other process works on the GPU then."""
-        if self._memory is None:
+        if not self._memory.begun:
             why = self._cut("memory", LEAST_MEMORY_SECONDS)
             if why is not None:
                 self._keep(memory_reason=why)
                 return
-            share = MEMORY_SHARE * self._left()
-            self._begin_memory(samples_in(start.batches[0], start.batch_dim), share, report, None)
-        assert self._memory is not None
+            samples = samples_in(start.batches[0], start.batch_dim)
+            self._memory.begin(self._told(), samples, MEMORY_SHARE * self._left(), report)
         try:
-            found = tuple(self._memory.result().values())
+            found = self._memory.result()
         except (MpdiagError, OSError, RuntimeError) as error:
             self._keep(memory_reason=safe_text(error))
             return
@@ -145,7 +136,8 @@ class CostRun:
     def _in_turns(self, start: Start, report: Report) -> None:
         """What needs the arms side by side: time, energy, pipes, kernels; on half the batch where one does not fit."""
         model = self.job.build(start, torch.device("cpu"))
-        arms, left_out = that_fit(timed_arms(self.arms, model), self._pace, self._left(), TIMING_SHARE)
+        wanted = timed_arms(self.arms, model) | self._told()
+        arms, left_out = that_fit(wanted, self._pace, self._left(), TIMING_SHARE)
         del model
         self.cut += left_out
         cut = self._cut("step time", LEAST_TIMING_SECONDS + warm_up_seconds(arms, self._pace))
@@ -176,11 +168,12 @@ class CostRun:
         """The stages in the order of their worth; what BF16 adds is told last, if there is time."""
         self._time(fleet, report)
         calibration = self._ceilings(report)
-        traced = [name for name in self._unpaired() if name in fleet.usable]
+        traced = sorted((name for name in self._candidates() if name in fleet.usable), key=lambda name: name == BF16)
+        # before any trace: torch.profiler leaves CUPTI attached, which makes each later launch some us slower, so that
+        # windows after it held steps of up to 1.5 times the timed ones (T5 in BF16 on an H100)
+        self._pipes_and_energy(fleet, traced, calibration, report)
         self._flops(start)
-        self._kernels(fleet, [name for name in traced if name != BF16], report)
-        self._pipes_and_energy(fleet, calibration, report)
-        self._kernels(fleet, [name for name in traced if name == BF16], report)
+        self._kernels(fleet, traced, report)
 
     def _none_in_turns(self, reason: str) -> None:
         """Give the reason to whatever needs the arms side by side and has not been measured."""
@@ -204,35 +197,34 @@ class CostRun:
             self._keep(ceilings_reason=why)
             return None
         seconds = min(CEILINGS_SECONDS, max(CEILINGS_SECONDS / 2, CEILINGS_SHARE * self._left()))
-        ceilings, calibration = measure_ceilings(self.device, seconds, report=report)
+        ceilings, calibration = measure_ceilings(self.device, seconds, report=report, shared=self._costs.shared)
         self._keep(ceilings=ceilings, calibration=calibration, ceilings_reason=None)
         return calibration
 
-    def _pipes_and_energy(self, fleet: Fleet, calibration: Calibration | None, report: Report) -> None:
-        names = [name for name in self._unpaired() if name in fleet.usable]
-        ready = sum(fleet.ready_seconds.get(name, 0.0) for name in names)
-        rounds, seconds = self._windows(len(names), ready)
-        why = self._cut("energy", REST_SECONDS + rounds * (ready + seconds * len(names)))
+    def _pipes_and_energy(
+        self, fleet: Fleet, traced: Sequence[str], calibration: Calibration | None, report: Report
+    ) -> None:
+        """Windows of every arm in turns; time is left for the traces, which tell more."""
+        names = [name for name in self._told() if name in fleet.usable]
+        traces = sum(TRACE_SECONDS + fleet.ready_seconds.get(name, 0.0) for name in traced)
+        planned = plan_windows(names, fleet.ready_seconds, self._left() - traces, COUNTERS_SECONDS)
+        why = self._cut("energy", planned.needs_seconds, traces)
         if why is not None:
             self._keep(energy_reason=why, gpm_reason=why)
             return
-        windows = windows_of_arms(names, fleet.ready, self.device, seconds, rounds, report)
+        if left := [name for name in names if name not in planned.names]:
+            self.cut.append(f"energy of {', '.join(left)}: not measured, {SO_THAT}")
+        windows = windows_of_arms(planned.names, fleet.ready, self.device, planned.seconds, planned.rounds, report)
+        windows = with_left_out(windows, names)
         pipes = () if calibration is None else gpm_from(windows, calibration)
         reason = None if pipes else "the counters were not calibrated"
         self._keep(
-            energy=energy_from(windows), energy_reason=None, gpm=pipes, gpm_reason=reason, sharing=windows.sharing
+            energy=energy_from(windows, self._costs.timing),
+            energy_reason=None,
+            gpm=pipes,
+            gpm_reason=reason,
+            sharing=windows.sharing,
         )
-
-    def _windows(self, arms: int, ready_seconds: float) -> tuple[int, float]:
-        """(rounds, seconds a window): three rounds of long windows where there is time, else shorter, then fewer.
-
-        ready_seconds: what a round takes to build and warm up its arms.
-        """
-        room = ENERGY_SHARE * self._left() - REST_SECONDS
-        for rounds, seconds in ((3, LONG_WINDOW_SECONDS), (3, WINDOW_SECONDS)):
-            if rounds * (ready_seconds + arms * (seconds + LEAD_IN_SECONDS)) <= room:
-                return rounds, seconds
-        return 1, WINDOW_SECONDS
 
     def _flops(self, start: Start) -> None:
         try:
@@ -241,7 +233,8 @@ class CostRun:
             self.cut.append(f"FLOPs: not counted: {error.message}")
 
     def _kernels(self, fleet: Fleet, names: Sequence[str], report: Report) -> None:
-        times = {each.arm: each.step_time_ms for each in (self._costs.timing.arms if self._costs.timing else ())}
+        so_far = self._costs
+        times = {each.arm: each.step_time_ms for each in (so_far.timing.arms if so_far.timing else ())}
         for name in names:
             why = self._cut(f"kernels of {name}", TRACE_SECONDS + fleet.ready_seconds.get(name, 0.0))
             if why is not None:
@@ -252,42 +245,34 @@ class CostRun:
             try:
                 with fleet.ready(name) as run:
                     found = trace_arm(
-                        run, step_ms=times.get(name), flops=self._costs.flops, ceilings=self._costs.ceilings
+                        run, step_ms=times.get(name), flops=so_far.flops, ceilings=so_far.ceilings, shared=so_far.shared
                     )
-            except MpdiagError as error:
-                arithmetic = arithmetic_of(fleet.arms[name])
-                found = ArmKernels(name, arithmetic, None, reason=error.message, layers_reason=error.message)
+            except (MpdiagError, RuntimeError, ValueError, OSError) as error:  # best effort: the stages after it go on
+                told = isinstance(error, MpdiagError)
+                why = safe_text(error) if told else f"{type(error).__name__}: {safe_text(error)}"
+                found = ArmKernels(name, arithmetic_of(fleet.arms[name]), None, reason=why, layers_reason=why)
             self._keep(kernels=(*self._costs.kernels, replace(found, arm=name)), kernels_reason=None)
 
-    def _ladders(self) -> None:
-        """Every traced arm with all levels of evidence side by side."""
-        pipes = {each.arm: each for each in self._costs.gpm}
-        counted = {each.arm: each for each in self._costs.counters}
-        costs = self._costs
-        why = costs.counters_reason or NOT_COUNTED.format(arms=", ".join(counted))
-        found = [
-            replace(
-                told_by_its_arm(each, costs),
-                ladder=ladder_of(each, pipes.get(each.arm), counted.get(each.arm), costs.flops, why, costs.gpm_reason),
-            )
-            for each in costs.kernels
-        ]
-        self._keep(kernels=tuple(found))
-
-    def _counters(self, report: Report) -> None:
-        arms = self._unpaired()
+    def _counters(self, start: Start, report: Report) -> None:
+        arms = self._candidates()
         name = next((arm for arm in (FP16_PLAN, FP16) if arm in arms), None)
         why = "FP16 was not trained" if name is None else self._cut("hardware counters", COUNTERS_SECONDS)
         if why is not None or name is None:
             self._keep(counters_reason=why)
             return
         report(f"count the tensor-core operations of one step of {name}")
-        found = counters_of_arm(name, self.job, arms[name], self.seed, self.device, self._left())
+        samples = samples_in(start.batches[0], start.batch_dim)
+        found = counters_of_arm(name, self.job, arms[name], self.seed, self.device, self._left(), samples)
         self._keep(counters=(found,), counters_reason=None)
 
-    def _largest_batch(self, asked: CostsAsked, report: Report) -> None:
-        if not asked.largest_batch:
+    def _largest_batch(self, report: Report) -> None:
+        if not self.asked.largest_batch:
             self._keep(largest_batch_reason="not asked for: --largest-batch")
             return
-        for found in largest_batches(self.job, self._unpaired(), self.seed, self.device, asked, report):
-            self._keep(largest_batch=(*self._costs.largest_batch, found), largest_batch_reason=None)
+        began = time.perf_counter()
+        for found in largest_batches(self.job, self._candidates(), self.seed, self.device, self.asked, report):
+            self._keep(
+                largest_batch=(*self._costs.largest_batch, found),
+                largest_batch_reason=None,
+                largest_batch_seconds=round(time.perf_counter() - began, 3),
+            )

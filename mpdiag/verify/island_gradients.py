@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpdiag.advice.checks.trials import start_log2
 from mpdiag.advice.loss_scale import Part
 from mpdiag.capture.probe import Probe
 from mpdiag.diagnosis import Advice, Capture, TensorKind
@@ -46,7 +47,7 @@ def with_live_gradients(
     A plan that was found before is added to. Where no set is found, an earlier plan stays as it is, and without one the
     plan says why there is none.
     """
-    dead = dead_gradients(prediction, advice.loss_scale.log2_scale or 0)
+    dead = dead_gradients(prediction, start_log2(advice) or 0)
     begun = advice.plan
     if not dead or (begun is not None and not begun.enough):
         return advice

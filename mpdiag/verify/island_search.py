@@ -9,12 +9,14 @@ import torch
 
 from mpdiag.advice.islands import gradient_candidates, overflowing_layers
 from mpdiag.advice.loss_scale import Part
-from mpdiag.diagnosis import Advice, Capture, TensorKind, Trial
+from mpdiag.costs.record import Costs
+from mpdiag.diagnosis import Advice, Capture, TensorKind
 from mpdiag.errors import UsageError
 from mpdiag.plan import IslandPlan, plan_snippet
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import FP16_AUTOCAST, emulated
-from mpdiag.verify.arms import FP16, FP16_PLAN, FP16_UNSCALED
+from mpdiag.verify.arms import FP16, FP16_PLAN
+from mpdiag.verify.cost_ratios import compare_step_times
 from mpdiag.verify.island_trial import (
     FORWARD,
     GRADIENTS,
@@ -187,23 +189,23 @@ class IslandSearch:
         return None if name == self.root else name or None
 
 
-def costed(plan: IslandPlan, trials: tuple[Trial, ...]) -> IslandPlan:
-    """The plan with its step time over that of FP16 without it, where both were timed.
+def costed(plan: IslandPlan, costs: Costs) -> IslandPlan:
+    """The plan with its step time over that of FP16 without it, where both were timed: by blocks that took turns.
 
-    Where FP16's scaler skipped steps meanwhile, which a step that overflows makes it do, FP16 without a scaler is the
-    measure: it takes every step.
+    FP16 that overflows in every iteration is not: its scaler skips steps, and a skipped step is shorter.
     """
-    mine = [t for t in trials if t.arm == FP16_PLAN]
-    timed = next((t.step_time_ms for t in mine if t.step_time_ms), None)
-    whole = {t.arm: t.step_time_ms for t in trials if t.step_time_ms and "step_time_note" not in t.not_measured}
-    reference = next((arm for arm in (FP16, FP16_UNSCALED) if arm in whole), None)
-    if timed is not None and reference is not None:
-        ratio = timed / whole[reference]
-        return replace(plan, step_time_ratio=ratio, step_time_reference=reference, step_time_reason=None)
-    missing = next((t.not_measured["step_time_ms"] for t in mine if "step_time_ms" in t.not_measured), None)
-    if timed is not None:
-        missing = "FP16 without the plan was not timed on steps that it did not skip"
-    return replace(plan, step_time_reason=missing or plan.step_time_reason)
+    if costs.timing is not None and all(each.arm != FP16_PLAN for each in costs.timing.arms):
+        return plan
+    found = compare_step_times(costs, FP16, FP16_PLAN)
+    if found.difference is None:
+        return replace(plan, step_time_reason=found.reason)
+    return replace(
+        plan,
+        step_time_ratio=found.difference,
+        step_time_reference=FP16,
+        step_time_interval=found.interval,
+        step_time_reason=found.reason if found.verdict == "inconclusive" else None,
+    )
 
 
 def _share_of(parent: str, inside: Sequence[str], capture: Capture) -> float:

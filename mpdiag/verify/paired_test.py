@@ -12,18 +12,22 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 SEED_SHARE = 0.5  # margin in units of the spread between FP32 seeds: half of what a new seed changes anyway
 SEED_SURE = 0.95  # confidence that the spread between seeds is no smaller than taken
 LOSS_FLOOR = 0.001  # of the FP32 loss: below a thousandth nobody looks
-METRIC_FLOOR = 0.005  # of the FP32 metric: half a point of accuracy
+METRIC_FLOOR = 0.005  # of the FP32 metric: half a point of an accuracy that is near 1, less of a lower one
 MARGIN_CAP = 0.02  # of the FP32 value: beyond 2 % nobody calls two runs equal, however far apart the seeds are
+METRIC_POINT = 0.005  # absolute, half a point of a metric that ends at 1: what no run has, no precision can lose
+NEAR_ZERO = 0.5  # FP32 seeds that scatter by this share of a metric's size: most intervals of its mean reach zero
 ENOUGH_POWER = 0.8  # the usual planning value: four equal pairs of arms in five are found equivalent
 MOST_SEEDS = 100  # nobody trains more often than that to try a precision
 SAME = 1e-6  # of a metric's size: values nearer than this are one value, summed up in another order in FP32
 FAR = 0.05  # of a metric's size: values as far apart are a success and a failure, and no single step
+COARSEST = 0.2  # of a metric's size: one sample in five; nobody validates on fewer, so a larger step is a failure
+WHOLES = (1.0, 100.0)  # all samples, as a share or in percent: a metric that counts reaches it in whole steps
 NO_WIDTH = 1e-3  # of a metric's step: an interval that is narrower has the width of FP32's rounding
 QUANTILES = 500  # of the spread's distribution, to average power over; error below 0.001
 
@@ -33,7 +37,8 @@ class Margin:
     """What counts as equal. value: absolute, >= 0. words: the rule behind it. seed_noise: SD between FP32 seeds.
 
     beyond: >= value; only past it an arm is called worse or better. at(n): what the rule would give with n seeds, if
-    the seeds went on scattering so.
+    the seeds went on scattering so. about_zero: the FP32 runs of a metric cannot be told from zero, and have less than
+    half a point of it.
     """
 
     value: float
@@ -41,6 +46,7 @@ class Margin:
     words: str
     seed_noise: float | None
     at: Callable[[int], float]
+    about_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,19 +64,41 @@ class Judgement:
     resolution: float | None = None
 
 
-def resolution_of(values: Sequence[float]) -> float | None:
-    """The smallest step between two distinct values of a metric over all runs; None where no two differ by little.
+def resolution_of(values: Sequence[float], largest: float = FAR) -> float | None:
+    """The smallest step between two distinct values of a metric over all runs; None where none is seen.
 
     A metric that counts (hits among 360 images) moves in steps, and what is smaller than a step it cannot show. A run
-    that failed is far from the others, which tells nothing of steps.
+    that failed is far from the others, which tells nothing of steps: gaps of more than `largest`, a share of the
+    values' size, are not looked at.
     """
+    return min(_gaps(values, largest), default=None)
+
+
+def _gaps(values: Sequence[float], largest: float) -> Iterator[float]:
+    """Between neighbours, those above rounding and below `largest`, both as shares of the size of the values."""
     finite = sorted(value for value in values if math.isfinite(value))
     size = max((abs(value) for value in finite), default=0.0)
-    gaps = (b - a for a, b in itertools.pairwise(finite))
-    return min((gap for gap in gaps if SAME * size < gap < FAR * size), default=None)
+    return (b - a for a, b in itertools.pairwise(finite) if SAME * size < b - a < largest * size)
 
 
-def margin_for(baseline: Sequence[float], scale: float, floor: float, asked: float | None = None) -> Margin:
+def whole_step(values: Sequence[float]) -> float | None:
+    """The largest step of which every value is a multiple, and the whole that they share; None where beyond COARSEST.
+
+    For values so few that no two are near each other (18 and 17 hits of 20 in all runs): 0.9 and 0.85 are 18 and 17
+    times 0.05. Found by Euclid's algorithm, to a thousandth of the size of the values.
+    """
+    finite = {abs(value) for value in values if math.isfinite(value)}
+    size = max(finite, default=0.0)
+    step = 0.0
+    for value in [*finite, *[w for w in WHOLES if size <= w][:1]]:
+        while value > NO_WIDTH * size:
+            step, value = value, abs(math.remainder(step, value))
+    return step if 0 < step <= COARSEST * size else None
+
+
+def margin_for(
+    baseline: Sequence[float], scale: float, floor: float, asked: float | None = None, point: float = 0.0
+) -> Margin:
     """The margin from the FP32 runs' values (one a distinct seed) alone; `asked` is the user's own, which goes first.
 
     Half the standard deviation between seeds, which n seeds know only roughly: of few seeds it is often too large
@@ -79,11 +107,20 @@ def margin_for(baseline: Sequence[float], scale: float, floor: float, asked: flo
     sqrt((n - 1) / chi2(0.95, n - 1)): 0.58 s with three seeds, 0.65 s with five, 0.71 s with eight. To be called worse
     (or better) an arm has to be beyond half of s itself; in between lies "inconclusive". Capped and floored at shares
     of `scale`, the mean magnitude of the FP32 values. `floor`: LOSS_FLOOR or METRIC_FLOOR.
+
+    A share of the value means nothing where the value is noise about zero: an mAP of 2e-4, 2e-6 and 1e-4 would be
+    judged by 2e-6. So where the seeds scatter by half of a metric's size or more (NEAR_ZERO), the cap is `point` if
+    that is more: half of the seeds' spread decides, up to half a point. An arm that is worse by half the true spread
+    still passes in 5 % at most, for a cap can only make the margin smaller than half the spread's lower bound (for
+    seeds about normal; of exponential ones, 10 % with eight). An accuracy of 0.9, 0.4 and 0.01 keeps its 2 %, which are
+    more than half a point. `point`: METRIC_POINT; 0 for a loss, whose scale is not its value but the size of its steps.
     """
     noise = statistics.stdev(baseline) if len(baseline) > 1 else None
     if asked is not None:
         return Margin(asked, asked, "your own", noise, lambda _: asked)
-    least, most = floor * scale, MARGIN_CAP * scale
+    scattered = noise is not None and point > 0 and noise >= NEAR_ZERO * scale
+    about_zero = scattered and max(map(abs, baseline)) <= point
+    least, most = floor * scale, max(MARGIN_CAP * scale, point if scattered else 0.0)
 
     def within(spread: float) -> float:
         return max(min(SEED_SHARE * spread, most), least)
@@ -96,8 +133,9 @@ def margin_for(baseline: Sequence[float], scale: float, floor: float, asked: flo
     if value == least:
         words = f"{floor * 100:g} % of FP32's value, the least there is"
     elif value == most:
-        words = f"{MARGIN_CAP * 100:g} % of FP32's value, the most there is"
-    return Margin(value, within(noise or 0.0), words, noise, at)
+        share = f"{MARGIN_CAP * 100:g} % of FP32's value"
+        words = f"{share if most > point or not scattered else f'{point:g}'}, the most there is"
+    return Margin(value, within(noise or 0.0), words, noise, at, about_zero)
 
 
 @functools.cache
@@ -111,7 +149,7 @@ def _surely(count: int) -> float:
 def judge(
     differences: Sequence[float],
     margin: float,
-    lower_is_better: bool,
+    lower_is_better: bool | None,
     beyond: float | None = None,
     resolution: float | None = None,
 ) -> Judgement:
@@ -119,7 +157,8 @@ def judge(
 
     Equivalent within `margin`; worse or better past `beyond` (None: past the margin too). resolution: of a metric; an
     interval that is narrower than rounding, because all pairs differ by the same, is as wide as that to both sides:
-    equal differences tell no spread, only that it is within a step. None: the differences are exact.
+    equal differences tell no spread, only that it is within a step. None: the differences are exact. lower_is_better:
+    None where it is not known: then a difference to either side may be the harm, and is never called one.
     """
     beyond = margin if beyond is None else beyond
     if len(differences) < 2:
@@ -128,12 +167,12 @@ def judge(
     coarse = resolution is not None and high - low < NO_WIDTH * resolution
     if coarse and resolution is not None:
         low, high = interval = low - resolution, high + resolution
-    harm = high if lower_is_better else -low
+    harm = max(high, -low) if lower_is_better is None else high if lower_is_better else -low
     spread = statistics.stdev(differences)
     inside = low == high == 0 or (-margin < low and high < margin)  # equal to the bit is equal by any margin
     if inside:
         verdict = "equivalent"
-    elif low >= beyond or high <= -beyond:
+    elif lower_is_better is not None and (low >= beyond or high <= -beyond):
         verdict = "worse" if (low > 0) == lower_is_better else "better"
     else:
         verdict = "inconclusive"

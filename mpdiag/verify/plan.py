@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from mpdiag.settings import MIN_VERIFY_STEPS, SEEDS
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BASELINE, FP16, Arm
+from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PURE, FP16_UNSCALED, FP32_CONFIGURED, Arm
 
 EASY_STEPS = 4 * MIN_VERIFY_STEPS  # kept where a seed can go for them
 FEW_STEPS = 2 * MIN_VERIFY_STEPS  # ... and where fewer than three would remain: two seeds hardly give an interval
-CUT_FIRST = ("fp16-pure", "fp32-configured", "bf16", "fp16-unscaled")  # least needed for the answer first
+CUT_FIRST = (FP16_PURE, FP32_CONFIGURED, BF16, FP16_UNSCALED)  # least needed for the answer first
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Pace:
     evaluate_seconds: float = 0.0
 
     def besides(self, arm: str, precision: Precision) -> float:
-        """Seconds a training run of any arm takes besides its steps; the metric is as much slower as the steps are."""
-        baseline = self.step_seconds[BASELINE]
-        slower = max(1.0, self.of(arm, precision) / baseline) if baseline else 1.0
-        return self.build_seconds + self.first_step_seconds + slower * self.evaluate_seconds
+        """Seconds a training run takes besides its steps, the baseline's for every arm.
+
+        How much slower an arm's metric is than the baseline's is not known: it may be a forward pass or a file that is
+        read. Where it is slower, the first seed's runs show it, and what does not fit after them is not begun.
+        """
+        return self.build_seconds + self.first_step_seconds + self.evaluate_seconds
 
     def of(self, arm: str, precision: Precision) -> float:
         """Seconds a step of any arm: FP16's for a mixed one, the baseline's for the others."""

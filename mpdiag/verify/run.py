@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mpdiag.accuracy import NO_GRADIENT_CHECK, GradientCheck
 from mpdiag.costs.record import Costs
 from mpdiag.device.stopwatch import release_memory
 from mpdiag.diagnosis import Advice, Capture, Trial, Verification
@@ -29,6 +30,7 @@ from mpdiag.verify.cost_run import CostRun
 from mpdiag.verify.costs_asked import CostsAsked
 from mpdiag.verify.curve_band import curve_bands
 from mpdiag.verify.deadline import Deadline, left_of, short
+from mpdiag.verify.gradient_check import affordable, arms_to_check, check_gradients
 from mpdiag.verify.plan import Pace, Plan, fit
 from mpdiag.verify.prediction import compare_with_fp16
 from mpdiag.verify.trials import train_arm
@@ -36,6 +38,7 @@ from mpdiag.verify.verdict import decide, train_with
 
 REHEARSAL_STEPS = 4  # the first is warm-up; of the others the quickest counts, for others may use the machine
 OVERRUN = 1.1  # no further run is begun that would end past this much of its share of the budget
+GRADIENTS_SHARE = 0.08  # of the time budget: two dozen passes, where the training runs are some thousand steps
 LEAST_COUNTS = 3  # steps of a prediction: what is foretold is an FP32 step and one that flushes, FP16's own is seen
 NAMED_UNRUN = 6
 NO_GPU = "needs a CUDA GPU; this run was on the CPU"
@@ -58,6 +61,7 @@ class VerificationRun:
     prediction_reason: str | None = "not measured: the verification ended before it"
     prediction_cut: tuple[str, ...] = ()
     costs: CostRun | None = None
+    gradients: GradientCheck = NO_GRADIENT_CHECK
     halvings: int = 0
     _halved_note: tuple[str, ...] = ()
     _spent: dict[str, float] = field(default_factory=dict)
@@ -89,6 +93,7 @@ class VerificationRun:
             curves=curve_bands(trials),
             controls=control_outcomes(comparisons),
             costs=costs,
+            gradients=self.gradients,
         )
 
     def _metric_notes(self) -> tuple[str, ...]:
@@ -133,7 +138,9 @@ class VerificationRun:
         try:
             self._run(seed, steps, seeds, budget_seconds, report, asked or CostsAsked())
         except BaseException:
-            end_children()  # they would hold the GPU, and this process at its exit
+            if self.costs is not None:
+                self.costs.stop()
+            end_children()
             raise
 
     def _run(self, seed: int, steps: int, seeds: int, budget_seconds: float, report: Report, asked: CostsAsked) -> None:
@@ -145,14 +152,14 @@ class VerificationRun:
         while True:
             self.cut[:] = [*left_out, *self._halved_note]  # what a failed attempt cut is not true now
             try:
-                plan = self._train(arms, seed, steps, seeds, began, budget_seconds, measures, report)
+                plan = self._train(arms, seed, steps, seeds, began, budget_seconds, asked if measures else None, report)
                 break
             except MpdiagError as error:
                 if error.slug != "out-of-memory" or not self._halve(seed, error.message):
                     raise
         if self.costs is not None:
             left = budget_seconds - (time.perf_counter() - began)
-            self.costs.run(self._start(seed, plan.steps), max(left, 0.0), report, asked)
+            self.costs.run(self._start(seed, plan.steps), max(left, 0.0), report)
 
     def _start(self, seed: int, steps: int) -> Start:
         """A seed's start, its batches cut in half as often as memory asked for."""
@@ -169,29 +176,31 @@ class VerificationRun:
         self.trials.clear()
         self._halved_note = (f"every arm trains on 1/{2**self.halvings} of the batch: {why}",)
         if self.costs is not None:  # its processes measure the larger batch, and hold the memory that was missing
-            end_children()
+            self.costs.stop()
             self.costs = None
         release_memory()
         return True
 
     def _train(
-        self, arms: list[Arm], seed: int, steps: int, seeds: int, began: float, whole_seconds: float, measures: bool,
-        report: Report,
+        self, arms: list[Arm], seed: int, steps: int, seeds: int, began: float, whole_seconds: float,
+        asked: CostsAsked | None, report: Report,
     ) -> Plan:  # fmt: skip
-        budget_seconds = (TRAINING_SHARE if measures else 1.0) * whole_seconds
+        """The training runs. asked: what is measured after them, None for nothing."""
+        budget_seconds = (TRAINING_SHARE if asked else 1.0) * whole_seconds
         pace = self._rehearse(arms, seed)
+        self._check_gradients(arms, seed, pace, GRADIENTS_SHARE * whole_seconds)
         used = time.perf_counter() - began
         left = max(budget_seconds - used, 0.0)
         spent = {**self._spent, "trying out FP32 and FP16 took": used, "the costs have": whole_seconds - budget_seconds}
         words = left_of(whole_seconds + sum(self._spent.values()), left, spent)
         plan = fit(arms, steps, seeds, pace, left, words)
         self.cut += plan.cut
-        if measures:
-            self.costs = CostRun(self.job, plan.arms, self.device, seed, self.on_progress, pace)
+        if asked:
+            self.costs = CostRun(self.job, plan.arms, self.device, seed, self.on_progress, pace, asked)
             first = self._start(seed, 1)
             samples = samples_in(first.batch(0), first.batch_dim)
             self.costs.begin_memory_beside(samples, whole_seconds, report)
-        longest = {
+        seconds_of = {
             arm.name: pace.besides(arm.name, arm.precision) + plan.steps * pace.of(arm.name, arm.precision)
             for arm in plan.arms
         }
@@ -200,21 +209,35 @@ class VerificationRun:
             return time.perf_counter() - began + needs_seconds > OVERRUN * budget_seconds
 
         for index in range(plan.seeds):
-            owed = {name: longest[name] for name in (BASELINE, FP16)}  # the pair without which a seed says nothing
+            owed = {name: seconds_of[name] for name in (BASELINE, FP16)}  # the pair without which a seed says nothing
             if index > 0 and over(pace.build_seconds + sum(owed.values())):
                 break  # before the batches of another seed are drawn
             start = self._start((seed + index) % 2**64, plan.steps)
             for arm in plan.arms:
-                if arm.name not in owed and over(longest[arm.name] + sum(owed.values())):
+                if arm.name not in owed and over(seconds_of[arm.name] + sum(owed.values())):
                     continue  # a quicker one may still fit
                 report(f"verify {arm.name}, seed {start.seed} ({index + 1} of {plan.seeds}), {plan.steps} steps")
                 ran = time.perf_counter()
                 self.trials.append(train_arm(self.job, arm, start, plan.steps, self.device))
-                longest[arm.name] = time.perf_counter() - ran
+                seconds_of[arm.name] = time.perf_counter() - ran
                 owed.pop(arm.name, None)
                 self.on_progress()
         self._note_unrun(plan, seed)
         return plan
+
+    def _check_gradients(self, arms: list[Arm], seed: int, pace: Pace, seconds: float) -> None:
+        """Compare the arms' first gradients with FP32's, if that fits into so many seconds."""
+        checked = arms_to_check(arms, self.device)
+        batches, why = affordable(checked, pace, seconds)
+        if not batches:
+            self.gradients = GradientCheck(reason=why)
+            return
+        try:
+            self.gradients = check_gradients(self.job, self._start(seed, batches), checked, self.device, batches)
+        except MpdiagError as error:
+            if error.slug == "out-of-memory":
+                raise
+            self.gradients = GradientCheck(reason=f"not measured: {error.message}")
 
     def _note_unrun(self, plan: Plan, seed: int) -> None:
         """Name the runs that were planned and not begun."""

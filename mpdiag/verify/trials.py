@@ -27,7 +27,8 @@ def train_arm(
     """Train one arm from a start and record its losses, scale, skipped steps and metric.
 
     What the user's code raises under this precision is the trial's `error`; the losses until then are kept. What it
-    raises in the baseline is raised here: that is a fault of the job, not of mixed precision.
+    raises in the baseline is raised here: that is a fault of the job, not of mixed precision. What evaluate() alone
+    raises is the reason of a metric that was not measured.
     """
     losses: list[float] = []
     scales: list[float] = []
@@ -50,7 +51,7 @@ def train_arm(
                 except MpdiagError as failure:
                     if arm.name == BASELINE:
                         raise
-                    reasons["metric"] = failure.message  # the training itself went well, so its losses still count
+                    reasons["metric"] = failure.placed  # the training itself went well, so its losses still count
     except MpdiagError as failure:
         if arm.name == BASELINE or failure.slug == "out-of-memory":  # which says nothing about the precision
             raise

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mpdiag.advice.checks.evaluation import EVALUATION_FAILS
 from mpdiag.advice.checks.optimizer_state import NOTHING_TRAINS
 from mpdiag.diagnosis import Advice, Comparison, Finding, LossScaleAdvice, Trial
 from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN
-from mpdiag.verify.compare import NOT_FINITE
+from mpdiag.verify.compare import NOT_FINITE, NOT_GIVEN
 
 PASSED = {"equivalent": "equals FP32", "noninferior": "is not worse than FP32"}
 """The states in which an arm may be trained in, and how the sentence says it."""
+
+UNJUDGED = "unjudged"  # passed in its loss, while evaluate() gave no metric to judge: no plain go, and no harm seen
 
 TELL_HOW = ("MP303", "MP305", "MP502")
 """Errors whose remedy mends an arm that raises; MP304's may, where it has the line, and MP607's names nothing."""
@@ -23,12 +26,17 @@ _COSTS = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")
 def train_with(comparisons: Sequence[Comparison], advice: Advice | None = None) -> str | None:
     """FP16 where it keeps up with FP32, else FP16 with its plan where that does, else BF16 where that does, else None.
 
-    Three arms that were all worse would get three chances to pass by mistake: at most 15 % instead of 5 %. None where
-    the advice says that nothing trains.
+    FP16 goes before BF16 also where only its loss could be judged, for evaluate() is to be mended then, not the
+    training. Three arms that were all worse would get three chances to pass by mistake: at most 15 % instead of 5 %.
+    None where the advice says that nothing trains.
     """
     if advice is not None and _nothing_trains(advice):
         return None
-    return next((arm for arm in (FP16, FP16_PLAN, BF16) if _state(arm, comparisons) in PASSED), None)
+    states = {arm: _state(arm, comparisons) for arm in (FP16, FP16_PLAN, BF16)}
+    if states[FP16] == UNJUDGED and states[FP16_PLAN] not in PASSED:
+        return FP16
+    passed = [arm for arm, state in states.items() if state in PASSED]
+    return next(iter([*passed, *(arm for arm, state in states.items() if state == UNJUDGED)]), None)
 
 
 def decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> tuple[str, str]:
@@ -77,6 +85,11 @@ def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Compa
             f"keep {islands} in FP32: then FP16{emulation} {PASSED[planned]} {over}{gain}; as it is, "
             f"it is {bare} ({why})",
         )
+    if half == UNJUDGED:
+        first = ", ".join(dict.fromkeys([*(f.code for f in errors), EVALUATION_FAILS]))
+        other = f". BF16 {PASSED[brain]}" if brain in PASSED else ""
+        found = _by_loss(FP16, trials, comparisons)
+        return "go-with-changes", f"FP16{emulation} {found}: mend {first}, then verify again{other}"
     if half == "worse":
         raised = _raised(FP16, trials)
         mend = _mending(errors) if raised else ""
@@ -84,6 +97,12 @@ def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Compa
             other = f"raises {raised}" + (f": mend {mend} for it" if mend else "") if raised else f"is worse ({why})"
             over = _shown(BF16, trials, comparisons)
             return "go-with-changes", f"train in BF16, which {PASSED[brain]} {over}; FP16{emulation} {other}"
+        for arm, name in ((FP16_PLAN, f"FP16 with {_islands(advice)} in FP32"), (BF16, "BF16")):
+            if _state(arm, comparisons) == UNJUDGED:
+                found = _by_loss(arm, trials, comparisons)
+                other = f"raises {raised}" if raised else f"is worse ({why})"
+                mending = f"mend {EVALUATION_FAILS}, then verify again"
+                return "go-with-changes", f"{name} {found}: {mending}; FP16{emulation} as it is {other}"
         if raised:
             return _stopped(f"FP16{emulation}", raised, mend, _raised(BF16, trials), brain, advice)
         if brain == "worse":
@@ -91,6 +110,15 @@ def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Compa
         return "inconclusive", f"FP16{emulation} falls behind FP32 {how} ({why}); BF16 is undecided"
     other = f". BF16 {PASSED[brain]}" if brain in PASSED else ""
     return "inconclusive", f"FP16{emulation} against FP32 {how} is undecided: {why}{other}"
+
+
+def _by_loss(arm: str, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> str:
+    """What an arm passed in, and what evaluate() left open."""
+    judged = _judged(arm, comparisons)
+    told, left = ([c for c in judged if (c.verdict == NOT_GIVEN) is which] for which in (False, True))
+    names = [" and ".join(c.quantity.replace("_", " ") for c in each) for each in (told, left)]
+    over = _shown(arm, trials, told)
+    return f"{PASSED[_of(told)]} in its {names[0]} {over}, but its evaluate() gave no {names[1]} to judge"
 
 
 def _stopped(half: str, raised: str, mend: str, brain_raised: str, brain: str, advice: Advice) -> tuple[str, str]:
@@ -143,7 +171,9 @@ def _shown(arm: str, trials: Sequence[Trial], comparisons: Sequence[Comparison])
     seeds = {t.seed for t in trials if t.arm == arm}
     distinct = min([len(seeds), *(c.seeds for c in _judged(arm, comparisons))])
     smoke = " (a smoke test: five seeds make a verdict)" if distinct < FIRM_SEEDS else ""
-    return f"{_horizon(arm, trials)}{smoke}"
+    empty = [c.quantity.replace("_", " ") for c in _quantities(arm, comparisons) if not c.decides]
+    but = f", but for {' and '.join(empty)}, about zero in FP32 too" if empty else ""
+    return f"{_horizon(arm, trials)}{smoke}{but}"
 
 
 def _islands(advice: Advice) -> str:
@@ -157,12 +187,24 @@ def _horizon(arm: str, trials: Sequence[Trial]) -> str:
     """How long and how often an arm was trained."""
     mine = [t for t in trials if t.arm == arm]
     seeds = len({t.seed for t in mine})
-    return f"over {max(t.steps for t in mine)} steps and {seeds} seed{'s' if seeds > 1 else ''}" if mine else ""
+    if not mine:
+        return ""
+    steps = max(t.steps for t in mine)
+    return f"over {steps} step{'' if steps == 1 else 's'} and {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _state(arm: str, comparisons: Sequence[Comparison]) -> str:
-    """worse in any quantity; equivalent (or better) in all; noninferior where some are only shown not to be worse."""
+    """worse in any quantity; equivalent (or better) in all; noninferior where some are only shown not to be worse.
+
+    UNJUDGED where only metrics that evaluate() does not give under the arm's precision are open.
+    """
     judged = _judged(arm, comparisons)
+    told = [c for c in judged if c.verdict != NOT_GIVEN]
+    state = _of(told)
+    return UNJUDGED if state in PASSED and len(told) < len(judged) else state
+
+
+def _of(judged: Sequence[Comparison]) -> str:
     if any(c.verdict == "worse" for c in judged):
         return "worse"
     if not judged or any(map(_undecided, judged)):
@@ -171,7 +213,11 @@ def _state(arm: str, comparisons: Sequence[Comparison]) -> str:
 
 
 def _judged(arm: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """An arm's losses and metrics; its costs decide nothing."""
+    """An arm's losses and metrics that decide; its costs do not."""
+    return [c for c in _quantities(arm, comparisons) if c.decides]
+
+
+def _quantities(arm: str, comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [c for c in comparisons if c.candidate == arm and not c.is_ratio and c.quantity not in _COSTS]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from mpdiag.measure.fleet import PACE_STEPS
-from mpdiag.settings import WARMUP_STEPS
+from mpdiag.settings import PREDICTION_SHARE, TRAINING_SHARE, WARMUP_STEPS
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BF16, FP16_CHANNELS_LAST, FP16_COMPILED, FP16_PLAN, TF32
+from mpdiag.verify.arms import BF16, FP16_CHANNELS_LAST, FP16_COMPILED, FP16_PLAN, FP16_PURE, FP32_CONFIGURED, TF32
 from mpdiag.verify.deadline import short
 from mpdiag.verify.plan import Pace
 
 COMPILE_SECONDS = 90.0  # what torch.compile may take; it took 20 to 60 s for ResNet-50 and GPT-2 on an H100
 WARM_UP_SHARE = 0.4  # of what is left, at most: a warm arm that is not timed tells nothing
-LEFT_OUT_FIRST = ("fp32-configured", FP16_CHANNELS_LAST, TF32, BF16, FP16_PLAN)  # least needed for the answer first
+LEFT_OUT_FIRST = (  # least needed for the answer first
+    FP16_PURE, FP32_CONFIGURED, FP16_CHANNELS_LAST, TF32, BF16, FP16_PLAN,
+)  # fmt: skip
 
 
 def warm_up_seconds(arms: dict[str, Precision], pace: Pace | None) -> float:
@@ -32,7 +34,8 @@ def that_fit(
     """
     kept, cut = dict(arms), []
     if FP16_COMPILED in kept and left_seconds < COMPILE_SECONDS / timing_share:
-        why = f"torch.compile takes up to {COMPILE_SECONDS:.0f} s; a longer --time-budget lets it in"
+        needed = COMPILE_SECONDS / timing_share / ((1 - TRAINING_SHARE) * (1 - PREDICTION_SHARE))
+        why = f"torch.compile takes up to {COMPILE_SECONDS:.0f} s; --time-budget {needed:.0f} lets it in"
         cut.append(f"arm {FP16_COMPILED}: not timed, {why}")
         del kept[FP16_COMPILED]
     for name in LEFT_OUT_FIRST:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from mpdiag.costs.kernels import ArmKernels, LayerUse
+from mpdiag.costs.kernels import SCALERS_READ, WAITING, ArmKernels, LayerUse
 from mpdiag.costs.tensor_cores import Ceilings
+from mpdiag.measure.ceiling import measure_ceilings
 from mpdiag.measure.flops import flops_of
 from mpdiag.measure.padding import time_products
 from mpdiag.measure.products import Product
+from mpdiag.measure.profiled import kernel_ms
 from mpdiag.measure.steady import steady_run
 from mpdiag.measure.trace import trace_arm
 from mpdiag.target.job import Job
@@ -88,6 +92,115 @@ def test_the_rate_of_fp16_layers_is_beyond_what_cuda_cores_reach(gpu):
     found = arm(each, FP16, gpu, flops=flops, ceilings=ceilings)
     assert max(layer.tflops_per_s for layer in products(found)) > 60
     assert all(0 < layer.of_ceiling < 1.5 for layer in products(found))
+    bursts = replace(ceilings, burst_tflops={"FP16": 900.0})
+    assert all(layer.of_burst for layer in products(arm(each, FP16, gpu, flops=flops, ceilings=bursts)))
+
+
+def test_layers_of_a_large_product_stay_near_or_below_the_burst_ceiling(gpu):
+    ceilings, _ = measure_ceilings(gpu, names=("FP16 matmul",))
+    assert ceilings.burst_tflops["FP16"] >= ceilings.tflops["FP16"]
+    each = job(lambda: nn.Linear(8192, 8192, bias=False), lambda: torch.randn(8192, 8192))
+    flops = flops_of(each, each.start(0, 2), gpu)
+    found = arm(each, FP16, gpu, flops=flops, ceilings=ceilings)
+    (layer,) = products(found)
+    assert layer.of_burst
+    assert 0.5 < layer.of_ceiling < 1.1  # the ceiling's own shape: what is above is the clock's and the shape's share
+
+
+class Reading(nn.Module):
+    """Two Linears; with `read`, a number of the first one's output is read in every forward."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.read = nn.Linear(2048, 2048), nn.Linear(2048, 2048), read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        if self.read:
+            h.sum().item()
+        return self.second(h)
+
+
+def test_a_number_read_in_every_forward_is_named_as_a_wait_of_the_host(gpu):
+    own = arm(job(lambda: Reading(True), lambda: torch.randn(2048, 2048)), BF16, gpu)
+    (wait,) = own.time.waits
+    assert (wait.op, wait.module, wait.calls) == ("aten::item", "", 1.0)
+    assert wait.call in ("cudaStreamSynchronize", "cudaMemcpyAsync")
+    assert wait.time_ms > 0
+    (told,) = [f for f in own.findings if f.code == "host-waits"]
+    assert "in aten::item of the model" in told.text
+    plain = arm(job(lambda: Reading(False), lambda: torch.randn(2048, 2048)), BF16, gpu)
+    assert plain.time.waits == ()
+
+
+def test_a_gradscalers_read_is_known_and_a_fused_optimizer_has_none(gpu):
+    each = job(lambda: Reading(False), lambda: torch.randn(2048, 2048))
+    (wait,) = arm(each, FP16, gpu).time.waits
+    assert (wait.op, wait.calls) == (SCALERS_READ, 1.0)
+    fused = replace(each, build_optimizers=lambda model: {"loss": torch.optim.AdamW(model.parameters(), fused=True)})
+    assert arm(fused, FP16, gpu).time.waits == ()
+
+
+def test_a_synchronization_in_the_step_is_in_no_operator(gpu):
+    class Waiting(Reading):
+        def forward(self, x):
+            h = super().forward(x)
+            torch.cuda.synchronize()
+            return h
+
+    found = arm(job(lambda: Waiting(False), lambda: torch.randn(2048, 2048)), BF16, gpu)
+    assert [(w.call, w.op, w.calls) for w in found.time.waits] == [("cudaDeviceSynchronize", None, 1.0)]
+
+
+def test_a_step_that_waits_for_the_host_is_told_in_ms(gpu):
+    class Slow(Reading):
+        def forward(self, x):
+            time.sleep(0.02)
+            return super().forward(x)
+
+    found = arm(job(lambda: Slow(False), lambda: torch.randn(2048, 2048)), BF16, gpu)
+    first = found.findings[0]
+    assert first.code in WAITING
+    assert first.text.startswith("the GPU waits ")
+
+
+def test_batches_of_several_lengths_are_all_counted_and_all_traced(gpu):
+    each = replace(linear(1024), train_batches=lambda: [torch.randn(rows, 1024) for rows in (256, 4096, 512, 1024)])
+    start = each.start(0, 4)
+    flops = flops_of(each, start, gpu)
+    assert len(set(flops.by_batch)) == 4
+    with steady_run(each, start, FP16, gpu, 3) as run:
+        found = trace_arm(run, step_ms=1.0, flops=flops, ceilings=Ceilings({"FP16": 700.0}, None, 8192, 1.0))
+    assert found.time.steps == 4
+    assert found.tflops_per_s is None
+    assert "differ" in found.throughput_reason
+    assert all(layer.tflops_per_s for layer in products(found))
+
+
+def test_a_body_that_fails_while_it_is_timed_leaves_the_others_their_time(gpu):
+    a = torch.randn(512, 512, device=gpu)
+
+    def failing():
+        calls = iter(range(100))
+
+        def body():
+            if next(calls) == 3:
+                raise RuntimeError("in the middle")
+            return a @ a
+
+        return body
+
+    times = kernel_ms([lambda: lambda: a @ a, failing, lambda: lambda: a @ a], 5)
+    assert times[1] is None
+    assert times[0] == pytest.approx(times[2], rel=0.5)
+
+
+def test_on_a_gpu_said_to_be_shared_an_arm_is_marked_and_has_no_rate(gpu):
+    each = linear(2043)
+    found = arm(each, FP16, gpu, flops=flops_of(each, each.start(0, 2), gpu), step_ms=1.0, shared="others work here")
+    assert (found.shared, found.tflops_per_s, found.throughput_reason) == ("others work here", None, "others work here")
+    assert {layer.tflops_per_s for layer in found.layers} == {None}
+    assert not [w for layer in found.layers for w in layer.why_not if w.gain_from == "measured"]
 
 
 def test_odd_dimensions_are_told_with_a_measured_gain(gpu):

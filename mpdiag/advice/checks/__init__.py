@@ -6,6 +6,8 @@ verification, MP7xx FP8. The docstring of a class is its page in `mpdiag explain
 
 from mpdiag.advice.checks.check import Check, Rule, RunCheck, TrialCheck
 from mpdiag.advice.checks.constants import EpsUnderflow, IntegersInHalf, LogOfSoftmax, MaskConstant
+from mpdiag.advice.checks.data_loading import InputBound
+from mpdiag.advice.checks.evaluation import EvaluationFails
 from mpdiag.advice.checks.forward_range import (
     ActivationOverflow,
     ActivationUnderflow,
@@ -132,12 +134,14 @@ TRIAL_CHECKS: tuple[TrialCheck, ...] = (
     NonfiniteTraining(),
     TrainingFails(),
     ControlsDidNotFail(),
+    EvaluationFails(),
 )
 RUN_CHECKS: tuple[RunCheck, ...] = (
     Tf32Baseline(),
     ModelStateMemory(),
     LowProductShare(),
     LatencyBound(),
+    InputBound(),
     Fp8CastOldTorch(),
 )
 

@@ -23,6 +23,12 @@ def advised(verification: Verification) -> list[Trial]:
     return [trial for trial in verification.trials if trial.arm == arm]
 
 
+def start_log2(advice: Advice) -> int | None:
+    """log2 of the loss scale that FP16 runs start at: the advised one, else the window's upper end."""
+    scale = advice.loss_scale
+    return scale.log2_scale if scale.log2_scale is not None else scale.upper_log2
+
+
 class DeadLayerGradient(TrialCheck):
     """A gradient that FP32 has is zero in FP16, at the recommended loss scale.
 
@@ -43,7 +49,7 @@ class DeadLayerGradient(TrialCheck):
 
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one, for the tensor that loses most; the others are counted."""
-        scale = advice.loss_scale.log2_scale or 0
+        scale = start_log2(advice) or 0
         kinds = (TensorKind.WEIGHT_GRADIENT, TensorKind.ACTIVATION_GRADIENT)
         dead = [
             t
@@ -219,14 +225,15 @@ class ControlsDidNotFail(TrialCheck):
     def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
         """At most one."""
         controls = verification.controls
-        if any(c.failed is False for c in controls) and not any(c.failed for c in controls):
+        kept_up = [c.arm for c in controls if c.failed is False]  # not those that broke, or are undecided
+        if kept_up and not any(c.failed for c in controls):
             steps = max((t.steps for t in verification.trials if t.arm == BASELINE), default=0)
             yield self.finding(
                 "info",
                 "the verification",
-                f"{' and '.join(c.arm for c in controls)} did not fall behind FP32 in {number(steps)} steps, so these "
+                f"{' and '.join(kept_up)} did not fall behind FP32 in {number(steps)} steps, so these "
                 "runs do not show that the test can fail here",
                 "verify over more steps",
-                {"steps": steps, "controls": len(controls)},
+                {"steps": steps, "controls": len(kept_up)},
                 f"mpdiag scan model.py --verify-steps {10 * steps}\n",
             )

@@ -33,6 +33,8 @@ class Rounding:
     def on(self, model: torch.nn.Module) -> Iterator[None]:
         """Put it on a model for a pass or more. Hooks set within come after the rounding's: they see what goes on."""
         halves = HalfTensors()
+        parameter = next(model.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
 
         def output(name: str, _: torch.nn.Module, tensor: torch.Tensor) -> None:
             half = name in self.names and tensor.dtype == torch.float32
@@ -42,7 +44,7 @@ class Rounding:
 
         watch = ModuleWatch(model, output)
         try:
-            with users_regions() as wanted, Operators(self.log2_scale, halves, wanted):
+            with users_regions(device) as wanted, Operators(self.log2_scale, halves, wanted):
                 yield
         finally:
             watch.remove()

@@ -1,0 +1,36 @@
+"""The first gradients beside FP32's, in words and in figures for people."""
+
+from __future__ import annotations
+
+from mpdiag.accuracy import GradientCheck
+
+CANDIDATES = ("fp16-plan", "fp16", "bf16", "tf32")
+
+
+def gradient_line(check: GradientCheck) -> str | None:
+    """One line for the terminal: each candidate's error, beside what another batch changes; None without a check."""
+    measured = {each.arm: each for each in check.arms if each.gradient_error is not None}
+    found = [measured[name] for name in CANDIDATES if name in measured]
+    if not found:
+        return None
+    first, others = found[0], found[1:]
+    told = f"{first.arm}'s is {percent(first.gradient_error)} off FP32's before training"
+    if first.noise_share is not None:
+        told += f", {percent(first.noise_share)} of what another batch changes"
+    return "; ".join([told, *(f"{each.arm} {percent(each.gradient_error)}" for each in others)])
+
+
+def percent(share: float | None) -> str:
+    """Two figures, so that 0.04 % and 0.3 % can be told apart; "-" for none."""
+    if share is None:
+        return "-"
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:,.0f} %"
+
+
+def caption(check: GradientCheck) -> str:
+    """What the table shows, as one reads it above."""
+    return (
+        f"Gradients of {check.batches} batches at the weights where the runs begin, dropout off: how far all "
+        "parameters' gradient, taken as one vector, is from IEEE FP32's, and how that compares with what another batch "
+        "of FP32 changes. It finds broken layers; how training ends is told by the runs above."
+    )
