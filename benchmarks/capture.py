@@ -10,7 +10,8 @@ FP32 (IEEE), AdamW (fused on CUDA); models of full size on a CUDA device, small 
   the last step: asynchronous work is neither hidden nor charged twice. What an observer does at its ends, in attaching
   and in making tables, is not in it. An arm that observes every tenth step has blocks of ten: one is observed.
 - The ratio is the geometric mean over rounds of (arm's block / no-hooks block of the same round), with the smallest,
-  the largest and a bootstrap 95 % interval over rounds. `none_again` is no hooks once more: what noise alone gives.
+  the largest and the 95 % interval over rounds that reports use. `none_again` is no hooks once more: what noise alone
+  gives.
 - Memory is torch's peak (max_memory_allocated) from before attaching to the end of the block, median over rounds, less
   that of no hooks. Allocations are the allocator's calls a step, of any size.
 - A model's rounds end early (after two at least) when its share of --seconds is used up; `rounds` says how many an arm

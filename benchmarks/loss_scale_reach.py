@@ -37,13 +37,14 @@ def reach(rows: list[Row]) -> list[Row]:
             if _pairs(rows, policy) == _pairs(runs, OURS)  # a mean over other jobs is no comparison
         }
         best = min(theirs, key=lambda policy: theirs[policy], default=OURS)
-        ratio = mine / (theirs | {OURS: mine})[best] if mine else 0.0
+        base = (theirs | {OURS: mine})[best]
+        ratio = (mine / base if base else math.inf) if mine else 0.0
         lines.append(
             {
                 "what": f"{what}, mean over all jobs, seeds and checkpoints, all of it where the gradients overflow, "
                 f"against the best other policy's ({best})",
                 "limit": RATIO,
-                "measured": ratio,
+                "measured": ratio if math.isfinite(ratio) else None,
                 "met": ratio <= RATIO,
                 "misses": [] if ratio <= RATIO else [f"{mine:.2e} against {theirs[best]:.2e}"],
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from capture_rows import judged, with_intervals
 from loss_scale_page import loss_scale_page
 
 
@@ -42,10 +43,11 @@ def emulation_page(record: dict[str, object]) -> str:
 
 
 def capture_page(record: dict[str, object]) -> str:
-    machine, rows, targets = record["environment"], record["rows"], record["targets"]
+    machine, rows = record["environment"], record["rows"]
     assert isinstance(machine, dict)
     assert isinstance(rows, list)
-    assert isinstance(targets, list)
+    rows = with_intervals(rows)
+    targets = judged(rows) if record["targets"] else []
     on = (
         f"{machine['gpu']}, driver {machine['driver']}"
         if machine["gpu"]
@@ -58,7 +60,8 @@ def capture_page(record: dict[str, object]) -> str:
         "",
         "FP32 (IEEE), AdamW (fused on CUDA). Blocks of steps of every arm, interleaved in random order; a block's time "
         "is its mean step by the wall clock between two synchronizations. Ratio: geometric mean over rounds against "
-        "the no-hooks block of the same round, with a bootstrap 95 % interval (from three rounds on). No hooks again "
+        "the no-hooks block of the same round, with a 95 % interval from three rounds on (on each side the wider end "
+        "of Student's t on the logarithms and a bias-corrected bootstrap), made from the saved blocks. No hooks again "
         "is the control: what noise alone gives. Extra memory: torch's peak less that of no hooks. Allocations: calls "
         "of torch's allocator a step. Tensors and elements: of a step that is observed.",
         "",
@@ -184,21 +187,30 @@ def harness_page(record: dict[str, Any]) -> str:
         f"`{record['command']}` on {on}, torch {machine['torch']}.",
         "",
         "The loop that mpdiag verifies and times with, against the AMP recipe written by hand: the same model, "
-        "batches, optimizer and precision, in blocks that take turns. Ratio: geometric mean over rounds with its 95 % "
-        f"interval. Reach: within {reach - 1:.0%}.",
+        "batches, optimizer and precision, in blocks that take turns. Time: geometric mean of the ratios over rounds "
+        "with its 95 % interval. Memory: torch's peak over warm steps (max_memory_allocated), once for each loop "
+        f"with nothing else on the device. Reach: both within {reach - 1:.0%}.",
         "",
-        "| job | precision | by hand, ms a step | mpdiag / by hand | by hand / itself | rounds | within reach |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| job | precision | by hand, ms a step | time, mpdiag / by hand | by hand / itself | rounds "
+        "| by hand, peak MiB | memory, mpdiag / by hand | within reach |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    missing = {}
     for row in record["rows"]:
         low, high = row["ratio_interval"]
         again = row["control_interval"]
-        within = "yes" if 2 - reach < low and high < reach else "no"
+        peaks = row.get("peak_bytes") or {}
+        more = peaks["harness"] / peaks["by hand"] if peaks else None
+        if more is None:
+            missing[row.get("memory_not_measured") or "this record is older than that measurement"] = None
+        within = "yes" if 2 - reach < low and high < reach and (more is None or more < reach) else "no"
         lines.append(
             f"| {row['subject']} | {row['precision']} | {row['step_ms']['by hand']:.2f} | {row['ratio']:.4f} "
             f"({low:.4f} to {high:.4f}) | {row['control']:.4f} ({again[0]:.4f} to {again[1]:.4f}) | {row['rounds']} | "
-            f"{within} |"
+            + ("|  |" if more is None else f"{peaks['by hand'] / 2**20:.1f} | {more:.4f} |")
+            + f" {within}{', time alone' if more is None else ''} |"
         )
+    lines += [f"\nMemory: not measured: {reason}." for reason in missing]
     return "\n".join([*lines, ""])
 
 

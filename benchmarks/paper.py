@@ -1,6 +1,6 @@
 """The paper again: its kinds of jobs in FP32, mixed, mixed without a scale and pure FP16, by one command.
 
-    python benchmarks/paper.py [NAME...]            (on every GPU there is; on one H100 all takes about 70 minutes)
+    python benchmarks/paper.py [NAME...]            (every GPU there is; one H100: 55 minutes, 80 with --largest-batch)
     python benchmarks/paper.py --index              (only writes reports/paper.md)
     python benchmarks/paper.py --small [NAME...]    (a rehearsal: small sizes, a few steps, any device)
 
@@ -9,9 +9,10 @@ Where a command may only run for so long, in several calls; each does what the o
     python benchmarks/paper.py --only late --deadline 540
     python benchmarks/paper.py --missing --largest-batch --deadline 540
 
-For each job `mpdiag scan examples/<name>.py` runs twice. "init": from initialisation, a few steps with what each arm
-costs: time, memory, energy, the largest batch. "late": from a state that FP32 (TF32 products) has trained for a while,
-at the learning rate of that age: a hundred steps from initialisation show none of the paper's failures, late ones can.
+For each job `mpdiag scan examples/<name>.py` runs twice, with FP32 in IEEE arithmetic (paper_ieee.py). "init": from
+initialisation, a few steps with what each arm costs: time, memory, energy, the largest batch. "late": from a state that
+FP32 (TF32 products) has trained for a while, at the learning rate of that age: a hundred steps from initialisation show
+none of the paper's failures, late ones can.
 JSONs go to reports/paper/ without their tables of tensors, which would be most of their size, and paper.md is made from
 them alone.
 

@@ -81,6 +81,7 @@ def in_lanes(queue: Queue, lanes: Sequence[str], do: Callable[[Task, str, float]
 
     def work(lane: str) -> None:
         try:
+            own_cores(lanes.index(lane), len(lanes))
             while (taken := queue.take()) is not None:
                 do(taken[0], lane, taken[1])
         except BaseException as error:
@@ -107,10 +108,22 @@ def visible_gpus() -> list[str]:
     return (named or [str(index) for index in range(count)])[:count]
 
 
+def own_cores(lane: int, lanes: int) -> None:
+    """Keep this thread, and the processes it starts, on the lane's own part of the CPU's cores.
+
+    A small model's step waits for the host, so a lane that shared cores would slow another's steps.
+    """
+    if hasattr(os, "sched_setaffinity"):  # not on macOS and Windows
+        cores = sorted(os.sched_getaffinity(0))
+        share = len(cores) // lanes
+        if share:
+            os.sched_setaffinity(0, cores[lane * share : (lane + 1) * share])
+
+
 def variables(gpu: str, lanes: int, own: dict[str, str]) -> dict[str, str]:
-    """The environment of a process in a lane: one GPU, its part of the CPU's cores, the job's own variables."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, min(8, cores // (2 * lanes))))  # half, for a scan measures memory in processes beside it
+    """The environment of a process of this lane: one GPU, threads for its cores, the job's own variables."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) // lanes
+    threads = str(max(1, min(8, cores // 2)))  # half, for a scan measures memory in processes beside it
     return {"OMP_NUM_THREADS": threads, **os.environ, **own, "CUDA_VISIBLE_DEVICES": gpu}
 
 

@@ -21,6 +21,7 @@ from paper_records import (
     missing,
     name_of,
     number_of,
+    peak_bytes,
     shown,
     verdict_of,
     why_not,
@@ -36,34 +37,37 @@ Nothing here is edited by hand.
 - Init: from initialisation, for what the arms cost; so few steps tell little of where training leads.
 - Late: every arm starts from one FP32 state that was trained before (TF32 products), with its optimizer's state and at
   the learning rate of that age; the seeds differ in their batches.
+- FP32: in IEEE arithmetic, set before each scan by `benchmarks/paper_ieee.py`; torch alone would compute convolutions
+  and RNNs in TF32.
 - Mixed: FP16 autocast with the loss scale that mpdiag recommends; unscaled: without one; pure FP16: no FP32 master
   weights either, and no scale.
 
 ## What showed
 """
-ACCURACY = """
-## Metric and loss
+MAIN = """
+## Ours beside the paper's
 
-Both in one cell, in the order of the column "of". The word behind a figure, or behind two that share it, says how it
-compares with FP32, paired by seed (90 % interval and a margin fixed before the runs): equivalent, better, worse, not
-worse, undecided.
+- Ours: metric and loss in one cell, in the order of the column "of". The word behind a figure, or behind two that share
+  it, says how it compares with FP32, paired by seed (90 % interval and a margin fixed before the runs): equivalent,
+  better, worse, not worse, undecided.
+- The paper's: of the nearest kind of job it has, [read] in its text or [read, secondary] where someone quotes it; other
+  figures of it are left out. On FP16 weights without a master copy it has one figure, for a Mandarin speech model: 80 %
+  relative loss of accuracy (Fig. 2a) [read].
+- The paper's are of other data and far longer runs: compare how a row's columns relate, not the values.
 """
 COST = """
 ## What mixed precision costs
 
-Mixed over FP32 (IEEE arithmetic, no TF32), from initialisation; below 1 is a gain, with a 95 % interval where there is
-one.
+Mixed over FP32, from initialisation; below 1 is a gain, with a 95 % interval where there is one. "Over TF32": the same
+step against FP32 with TF32 products, which is how PyTorch's users can train on such a GPU without mixed precision.
+"Pure FP16's memory": its peak over FP32's.
 """
-QUOTED = """
-## What the paper has
-
-Quoted: [read] from its text, [read, secondary] from someone who quotes it; other figures of it are left out. On FP16
-weights without a master copy it has one figure, for a Mandarin speech model: 80 % relative loss of accuracy (Fig. 2a)
-[read]. All are of other data and far longer runs, so only the relations can be compared, not the values.
-"""
-COLUMNS = ("job", "state", "trained", "of", "FP32", "mixed", "unscaled", "pure FP16")
-COST_COLUMNS = ("job", "peak memory", "step time", "energy", "largest batch")
-QUOTED_COLUMNS = ("job", "its kind in the paper", "FP32", "mixed", "mixed, unscaled")
+COLUMNS = (
+    "job", "state", "of", "FP32", "mixed", "unscaled", "pure FP16",
+    "kind in the paper", "paper: FP32", "paper: mixed", "paper: unscaled",
+)  # fmt: skip
+COST_COLUMNS = ("job", "peak memory", "pure FP16's memory", "step time", "over TF32", "energy", "largest batch")
+AGAINST_TF32 = {"better": "faster", "worse": "**slower**", "equivalent": "the same"}
 
 
 def page(records: dict[str, Record]) -> str:
@@ -75,13 +79,12 @@ def page(records: dict[str, Record]) -> str:
         for state, record in states.items():
             if state == "init" and not job.from_initialisation:
                 continue
-            rows.append(_row(job, state, record, training))
+            rows.append([job.name, *_row(state, record, training), *_quoted(job)])
             kept += [(f"{job.name}, {state}", line) for line in cuts(record or {})]
         costs.append(_costs(job, states["init"]))
         said.append(sentence(job, states, training))
     lines = [HEAD.replace("{machine}", _machine(records)), *said]
-    lines += [ACCURACY, *_table(COLUMNS, rows), COST, *_table(COST_COLUMNS, costs)]
-    lines += [QUOTED, *_table(QUOTED_COLUMNS, [_quoted(job) for job in JOBS.values()])]
+    lines += [MAIN, *_table(COLUMNS, rows), COST, *_table(COST_COLUMNS, costs)]
     lines += ["", "## The jobs", "", *_jobs(records), ""]
     if kept:
         lines += ["## Cut to keep the time", "", *cut_lines(kept), ""]
@@ -109,13 +112,15 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
-def _row(job: PaperJob, state: str, record: Record | None, training: Record) -> list[str]:
+def _row(state: str, record: Record | None, training: Record) -> list[str]:
+    """Our columns, from the state on."""
     if record is None or not entries(record, "trials"):
-        return [job.name, state, "", "", why_not(record, state, training), "", "", ""]
+        return [state, "", why_not(record, state, training), "", "", ""]
     baseline = next((c for arm in (*ARMS, "bf16") if (c := judged(record, arm))), [])
     names = [name_of(c) for c in baseline]
     values = ", ".join(shown(c.get("baseline_value")) for c in baseline) or MISSING
-    return [job.name, state, extent(record), ", ".join(names), values, *(_arm(record, arm, names) for arm in ARMS)]
+    of = [f"{state}, {extent(record)}", ", ".join(names), values]
+    return [*of, *(_arm(record, arm, names) for arm in ARMS)]
 
 
 def _arm(record: Record, arm: str, names: list[str]) -> str:
@@ -141,15 +146,30 @@ def _value(comparison: Record) -> str:
 
 def _costs(job: PaperJob, record: Record | None) -> list[str]:
     if not job.from_initialisation:
-        return [job.name, f"as {job.example}", "", "", ""]
+        return [job.name, f"as {job.example}", *[""] * 5]
     if record is None or not entries(record, "trials"):
-        return [job.name, why_not(record, "init", {}), "", "", ""]
-    return [job.name, *(_cost(record, quantity) for quantity in COSTS), _largest(record)]
+        return [job.name, why_not(record, "init", {}), *[""] * 5]
+    memory, time, energy = (_cost(cost(record, quantity)) for quantity in COSTS)
+    return [job.name, memory, _pure_memory(record), time, _over_tf32(record), energy, _largest(record)]
 
 
-def _cost(record: Record, quantity: str) -> str:
-    found = cost(record, quantity)
-    ratio = number_of(found.get("difference"))
+def _pure_memory(record: Record) -> str:
+    (mine, why), (theirs, why_theirs) = (peak_bytes(record, arm) for arm in ("fp16-pure", "fp32"))
+    if not mine or not theirs:
+        told = cost(record, "peak_memory_bytes", arm="fp16-pure").get("reason")
+        return missing((why if theirs else why_theirs) or told)
+    return f"{mine / theirs:.2f}, {mine / 2**30:.2f} GiB"
+
+
+def _over_tf32(record: Record) -> str:
+    found = cost(record, "step_time_ms", baseline="tf32")
+    word = AGAINST_TF32.get(str(found.get("verdict")))
+    return f"{_cost(found)}, {word}" if word else _cost(found)
+
+
+def _cost(found: Record) -> str:
+    """A ratio with its interval and what it is the ratio of, or why there is none."""
+    ratio, quantity = number_of(found.get("difference")), found.get("quantity")
     if ratio is None:
         return missing(found.get("reason"))
     text = f"{ratio:.2f}"
@@ -162,7 +182,7 @@ def _cost(record: Record, quantity: str) -> str:
     if quantity == "step_time_ms" and base and mine:
         text += f", {base:.1f} to {mine:.1f} ms"
     if found.get("verdict") == "inconclusive":
-        text += f", undecided: {found.get('reason') or 'no reason given'}"
+        text += f", undecided{': ' if found.get('reason') else ''}{found.get('reason') or ''}"
     return text
 
 
@@ -176,7 +196,8 @@ def _largest(record: Record) -> str:
 
 
 def _quoted(job: PaperJob) -> list[str]:
-    return [job.name, job.source, job.fp32, job.mixed, job.unscaled]
+    """The paper's columns; none where it has no such job."""
+    return [job.source, *(["", "", ""] if job.unscaled_worse is None else [job.fp32, job.mixed, job.unscaled])]
 
 
 # what was run

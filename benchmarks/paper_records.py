@@ -68,10 +68,19 @@ def cuts(record: Record) -> list[str]:
     return [f"stopped before its end ({stopped})", *kept] if stopped else kept
 
 
-def cost(record: Record, quantity: str) -> Record:
-    """Mixed precision's ratio to FP32 in a cost; empty where it was not even tried."""
-    found = (c for c in entries(record, "comparisons") if c.get("candidate") == "fp16")
-    return next((c for c in found if c.get("quantity") == quantity), {})
+def cost(record: Record, quantity: str, baseline: str = "fp32", arm: str = "fp16") -> Record:
+    """An arm's ratio to a baseline in a cost, by default mixed precision's to FP32; empty where it was not tried."""
+    pair = (quantity, baseline, arm)
+    found = (c for c in entries(record, "comparisons") if c.get("is_ratio"))
+    return next((c for c in found if (c.get("quantity"), c.get("baseline"), c.get("candidate")) == pair), {})
+
+
+def peak_bytes(record: Record, arm: str) -> tuple[float | None, str | None]:
+    """An arm's peak of allocated memory, or None and why there is none."""
+    costs = (record.get("verification") or {}).get("costs") or {}
+    uses = (use for use in costs.get("memory") or [] if isinstance(use, dict) and use.get("arm") == arm)
+    use = next(uses, {})
+    return number_of(use.get("peak_allocated_bytes")), use.get("reason") or costs.get("memory_reason")
 
 
 def largest(record: Record) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paper_ieee import NOTE as IEEE_NOTE
 from paper_jobs import JOBS, PaperJob
 from paper_lanes import Clock, Task, ended, variables
 from paper_records import COSTS, Record, cost, entries, largest
@@ -20,26 +21,11 @@ INIT_STEPS, INIT_SEEDS = 20, 3  # so few decide little; that scan is for what th
 FEWEST_SEEDS = 3  # the fewest that give an interval
 TRAINING_BEFORE = 20.0  # seconds: to start, read the data and draw batches
 WRITING_SECONDS = 10.0  # of a scan: its page and its JSON
-LARGEST_SECONDS = 165.0  # what the search of the largest batch takes on top: three arms of some 55 s on an H100
+LARGEST_SECONDS = 215.0  # what the search of the largest batch takes on top: three arms of 60 to 75 s on an H100
 OVERRUN = 2.0  # times the planned time, and two minutes: then a process hangs
 NOTE = "this file was made smaller: capture.tables, capture.operations and prediction.tensors were left out"
-
-# mpdiag's own command line in a process of its own, with one thing set before it starts: FP32 means IEEE FP32 here, as
-# in the paper, so the arm "as configured" (TF32 in convolutions) would only cost time.
-SCAN = """
-import sys
-import torch
-
-cudnn = torch.backends.cudnn
-for part in (torch.backends.cuda.matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)):
-    if part is not None:
-        part.fp32_precision = "ieee"
-sys.argv[0] = "mpdiag"
-
-from mpdiag.cli.main import main
-
-main()
-"""
+TRAINING = "benchmarks/paper_training.py"
+SCAN = "benchmarks/paper_ieee.py"  # mpdiag's command line in a process of its own, with FP32 in IEEE arithmetic
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ def command(job: PaperJob, state: str, asked: Asked, budget: float, folder: str,
     words += ["--json", f"{folder}/scan.json", "--html", f"{folder}/scan.html"]
     if checkpoint is not None:
         words += ["--start-from", str(checkpoint)]
-    return [sys.executable, "-c", SCAN, *words]
+    return [sys.executable, SCAN, *words]
 
 
 def _extent(job: PaperJob, state: str, asked: Asked) -> list[str]:
@@ -90,10 +76,8 @@ def _extent(job: PaperJob, state: str, asked: Asked) -> list[str]:
         steps, seeds = 6, 2
     words = ["--steps", "3" if asked.small else "4", "--verify-steps", str(steps), "--seeds", str(seeds)]
     if late:
-        words.append("--no-costs")  # what the arms cost was measured from initialisation, and is the same later
-    elif asked.largest_batch:
-        words.append("--largest-batch")
-    return words
+        return [*words, "--no-costs"]  # what the arms cost was measured from initialisation, and is the same later
+    return [*words, "--control-costs", *(["--largest-batch"] if asked.largest_batch else [])]
 
 
 def lacks(record: Record | None, job: PaperJob, state: str, asked: Asked) -> str:
@@ -104,7 +88,8 @@ def lacks(record: Record | None, job: PaperJob, state: str, asked: Asked) -> str
     if record is None or record.get("error") or not entries(record, "trials"):
         return "all"
     stopped = bool(record.get("reason"))
-    said = shlex.split(record.get("command") or "")[3:]  # after mpdiag, scan and the file
+    words = shlex.split(record.get("command") or "")
+    said = words[words.index("scan") + 2 :] if "scan" in words else []  # what comes after the file
     wanted = [word for word in _extent(job, state, asked) if word != "--largest-batch"]  # without it a part is missing
     if said[: len(wanted)] != wanted or (stopped and state == "late"):
         return "all"
@@ -142,11 +127,12 @@ def _in_folder(
 ) -> dict[str, Record]:
     """The records to be written, by name; none where the deadline came before there was anything."""
     made: dict[str, Record] = {}
-    environment = variables(gpu, asked.lanes, job.environment)
+    own = {**job.environment, **({"EXAMPLE_SIZE": "small"} if asked.small else {})}
+    environment = variables(gpu, asked.lanes, own)
     checkpoint = None
     if task.state == "late":
         checkpoint = folder / f"{job.name}.pt"
-        record = _trained(job, folder, checkpoint, environment, share, asked, clock)
+        record = _trained(job, folder, checkpoint, environment, own, share, asked, clock)
         if record is None:
             return {}
         made[f"{job.name}-training"] = record
@@ -155,35 +141,39 @@ def _in_folder(
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     words = command(job, task.state, asked, budget_of(job, task.state, asked, clock.left()), str(folder), checkpoint)
     how = ended(words, ROOT, environment, folder / "said", OVERRUN * task.seconds + 120, clock)
-    record = _scanned(folder, how)
+    record = _scanned(folder, how, own)
     if "deadline" in how and not entries(record, "trials"):
         return {}
     return made | {job.name if task.state == "init" else f"{job.name}-late": record}
 
 
 def _trained(
-    job: PaperJob, folder: Path, checkpoint: Path, environment: dict[str, str], share: float, asked: Asked, clock: Clock
-) -> Record | None:
-    """What the training came to; None where the deadline ended it."""
+    job: PaperJob, folder: Path, checkpoint: Path, environment: dict[str, str], own: dict[str, str], share: float,
+    asked: Asked, clock: Clock,
+) -> Record | None:  # fmt: skip
+    """What the training came to; None where the deadline ended it. own: the variables that are not the lane's."""
     seconds, out = share * asked.scale * job.train_seconds, folder / "training.json"
-    words = [sys.executable, str(ROOT / "benchmarks" / "paper_training.py"), job.name, f"{seconds:g}"]
-    words += ["20" if asked.small else "1000000", str(checkpoint), str(out)]
+    what = [TRAINING, job.name, f"{seconds:g}", "20" if asked.small else "1000000"]
+    words = [sys.executable, *what, str(checkpoint), str(out)]
     paths = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     how = ended(words, ROOT, environment | {"PYTHONPATH": paths}, folder / "said", OVERRUN * seconds + 120, clock)
     if "deadline" in how:
         return None
     if not how and out.exists():
-        return dict(json.loads(out.read_text(encoding="utf-8")))
+        return {
+            "command": _typed([*what, checkpoint.name, out.name], own),
+            **json.loads(out.read_text(encoding="utf-8")),
+        }
     return {"error": f"the training ended {how or 'early'}: {_last_words(folder / 'said')}"}
 
 
-def _scanned(folder: Path, how: str) -> Record:
-    """The scan's JSON without what takes most of its bytes, or what went wrong."""
+def _scanned(folder: Path, how: str, own: dict[str, str]) -> Record:
+    """The scan's JSON without what takes most of its bytes, or what went wrong. own: the job's variables."""
     found = folder / "scan.json"
     if not found.exists():
         return {"error": f"{f'ended {how}: ' if how else ''}{_last_words(folder / 'said')}"}
     text = found.read_text(encoding="utf-8").replace(f"{folder}/", "")  # a temporary folder means nothing to a reader
-    record = smaller(json.loads(text))
+    record = rerun_told(smaller(json.loads(text)), own)
     if how and not record.get("reason"):
         record["reason"] = f"ended {how}"  # killed, not stopped: the JSON is its last checkpoint
     return record
@@ -192,6 +182,21 @@ def _scanned(folder: Path, how: str) -> Record:
 def _last_words(said: Path) -> str:
     lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return next((line for line in reversed(lines) if line.startswith("error[")), lines[-1] if lines else "no output")
+
+
+def rerun_told(record: dict[str, Any], own: dict[str, str]) -> dict[str, Any]:
+    """A diagnosis whose command does the same again: with the job's variables, and with what sets IEEE FP32."""
+    words = shlex.split(record.get("command") or "")
+    if words[:1] == ["mpdiag"]:
+        record["command"] = _typed([SCAN, *words[1:]], own)
+    if record.get("target"):
+        record["target"]["notes"] = [*(record["target"].get("notes") or []), IEEE_NOTE]
+    return record
+
+
+def _typed(words: list[str], own: dict[str, str]) -> str:
+    """A Python command as one would type it in the repository's folder, behind the variables it needs."""
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in own.items()), shlex.join(["python", *words])])
 
 
 def smaller(record: dict[str, Any]) -> dict[str, Any]:

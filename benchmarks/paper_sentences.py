@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paper_jobs import PaperJob
-from paper_records import ARMS, Record, entries, judged, name_of, number_of, verdict_of, why_not
+from paper_records import ARMS, Record, cost, entries, judged, name_of, number_of, verdict_of, why_not
 
 
 def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) -> str:
@@ -41,7 +41,21 @@ def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) 
     }.get(pure, "FP16 weights without a master copy were not run")
     details = "; ".join(parts)
     note = f" ({job.note})" if job.note else ""
-    return f"- **{job.name}**{note}: {word}. {weights}. {details[:1].upper()}{details[1:]}."
+    speed = _speed(there.get("init", {}))
+    return f"- **{job.name}**{note}: {word}. {weights}. {speed}{details[:1].upper()}{details[1:]}."
+
+
+def _speed(record: Record) -> str:
+    """A word where mixed precision is not faster than TF32, which costs a user no change; "" where it is."""
+    found = cost(record, "step_time_ms", baseline="tf32")
+    ratio = number_of(found.get("difference"))
+    if ratio is None:
+        return ""
+    return {
+        "worse": f"Mixed is slower than TF32: {ratio:.2f} times its step time. ",
+        "equivalent": f"Mixed is as fast as TF32, no faster: {ratio:.2f} times its step time. ",
+        "inconclusive": f"Whether mixed is faster than TF32 stayed undecided: {ratio:.2f} times its step time. ",
+    }.get(str(found.get("verdict")), "")
 
 
 def _harm(there: dict[str, Record], arm: str) -> str:
