@@ -1,4 +1,4 @@
-"""The README's picture: the first screen of reports/char_gpt.html in Chromium.
+"""The README's picture: the first screen of reports/resnet50.html in Chromium.
 
 python docs/make_picture.py
 """
@@ -15,6 +15,6 @@ with sync_playwright() as playwright:
         args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
     )
     page = browser.new_page(viewport={"width": 1200, "height": 820})
-    page.goto((ROOT / "reports" / "char_gpt.html").as_uri())
+    page.goto((ROOT / "reports" / "resnet50.html").as_uri())
     page.screenshot(path=str(ROOT / "docs" / "report.png"))
     browser.close()

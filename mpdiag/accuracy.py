@@ -126,11 +126,15 @@ class GradientError:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """The errors of every arm on `batches` batches at the weights where the runs begin; reason: why there are none."""
+    """The errors of every arm on `batches` batches at the weights where the runs begin; reason: why there are none.
+
+    repeat_error: FP32's own, against itself on the first batch; 0 where it repeats to the bit.
+    """
 
     batches: int = 0
     arms: tuple[GradientError, ...] = ()
     reason: str | None = None
+    repeat_error: float | None = None
 
 
 NO_GRADIENT_CHECK = GradientCheck(reason="not measured: the verification ended before it")

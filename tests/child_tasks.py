@@ -25,6 +25,19 @@ def left(request: dict[str, Any]) -> None:
     os._exit(7)
 
 
+def make_ready(request: dict[str, Any]) -> None:
+    if request.get("leaves"):
+        raise SystemExit(0)
+    READY.append(request["number"])
+
+
+READY: list[int] = []
+
+
+def ready(request: dict[str, Any]) -> dict[str, Any]:
+    return {"ready": READY, "pid": os.getpid()}
+
+
 def slow(request: dict[str, Any]) -> None:
     time.sleep(600)
 

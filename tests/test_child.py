@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from mpdiag.measure import largest_batch
 from mpdiag.measure.child import Child, Reply, in_child
 from mpdiag.measure.memory import STOPPED, memory_of_arms, run_side_by_side
 from mpdiag.training.precision import Precision
@@ -53,6 +54,53 @@ def test_a_task_answers_from_another_process() -> None:
     assert reply.value is not None
     assert reply.value["twice"] == 42
     assert reply.value["pid"] != os.getpid()
+
+
+def test_a_child_can_make_ready_before_it_is_told_its_task() -> None:
+    child = Child("child_tasks:make_ready", {"number": 3}, 60, prepares=True)
+    assert child.alive
+    child.ask("child_tasks:ready", {}, 60)
+    assert child.reply().value == {"ready": [3], "pid": child._process.pid}
+
+
+def test_a_child_that_is_not_needed_any_more_ends_with_whoever_began_it() -> None:
+    child = Child("child_tasks:make_ready", {"number": 3}, 60, prepares=True)
+    child._process.stdin.close()  # type: ignore[union-attr] # as when the parent is gone
+    assert child._process.wait(30) == 0
+
+
+def test_the_next_process_makes_ready_while_one_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(largest_batch, "SEARCH", "child_tasks:ready")
+    monkeypatch.setattr(largest_batch, "PREPARE", "child_tasks:make_ready")
+    with largest_batch.Processes() as processes:
+        first = processes.run("child_tasks:ready", {"number": 7}, 60)
+        spare = processes._next
+        second = processes.run("child_tasks:double", {"number": 7}, 60)
+        assert processes._next is None  # nothing loads beside a batch that is timed
+    assert spare is not None
+    assert first.value == {"ready": [], "pid": first.value and first.value["pid"]}
+    assert second.value is not None
+    assert second.value["pid"] == spare._process.pid
+    with largest_batch.Processes() as processes:
+        processes.run("child_tasks:ready", {"number": 7}, 60)
+        spare = processes._next
+    assert spare is not None
+    assert not alive(spare._process.pid)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_job_that_cannot_be_made_ready_without_the_card_is_loaded_when_its_turn_comes(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(largest_batch, "SEARCH", "child_tasks:ready")
+    monkeypatch.setattr(largest_batch, "PREPARE", "child_tasks:make_ready")
+    with largest_batch.Processes() as processes:
+        processes.run("child_tasks:ready", {"leaves": True}, 60)
+        spare = processes._next
+        assert spare is not None
+        if waits:
+            assert until(lambda: not spare.alive)
+        assert processes.run("child_tasks:double", {"number": 1}, 60).value is not None
 
 
 def test_half_an_answer_is_a_reason() -> None:

@@ -256,7 +256,7 @@ def test_an_arm_left_out_of_the_energy_windows_has_the_real_reason_and_not_that_
     costs = measured(
         energy=(*measured().energy, energy_from(windows)[-1]), gpm=(*measured().gpm, gpm_from(windows, calibration)[-1])
     )
-    why = "left out, so that the other arms have 3 windows each in the time budget"
+    why = "left out, so that the other arms have their windows within the time budget"
     assert (of(costs, ENERGY, "bf16").verdict, of(costs, ENERGY, "bf16").reason) == ("not-measured", why)
     (found,) = with_costs([trial("bf16", 0)], costs)
     assert {key: found.not_measured[key] for key in (ENERGY, TENSOR_CORE)} == {ENERGY: why, TENSOR_CORE: why}

@@ -8,7 +8,7 @@ from torch import nn
 
 from mpdiag.accuracy import NO_GRADIENT_CHECK, GradientCheck, GradientError
 from mpdiag.errors import UserCodeError
-from mpdiag.report.gradient_words import gradient_line, percent
+from mpdiag.report.gradient_words import caption, gradient_line, percent
 from mpdiag.target.job import ONLY, Job
 from mpdiag.training.precision import FP32_IEEE, Precision
 from mpdiag.verify.arms import Arm
@@ -52,7 +52,7 @@ def test_the_error_of_a_gradient_known_on_paper():
     found = checked(made(lambda: linear(1.0, 1.0), [[ROUNDED, 2.0], [1.0, -2.0]]), SCALED)
     (fp16,) = found.arms
     exact = ROUNDED**2 + 4 + 1 + 4
-    assert found.batches == 2
+    assert (found.batches, found.repeat_error) == (2, 0.0)
     assert fp16.gradient_error == pytest.approx(2.0**-12 / math.sqrt(exact), rel=1e-6)
     mean = ((ROUNDED + 1) / 2, 0.0)  # of the two gradients
     scatter = math.sqrt((ROUNDED - mean[0]) ** 2 + 4 + (1 - mean[0]) ** 2 + 4)  # of n - 1 = 1
@@ -110,7 +110,7 @@ def test_dropout_is_off_and_what_else_is_drawn_leaves_a_reason():
     def drawn(model, batch):
         return model(nn.functional.dropout(batch, 0.5)).float().sum()
 
-    assert checked(made(lambda: linear(*[1.0] * 64), [[1.0] * 64], drawn), SCALED) == GradientCheck(1, (), RANDOM)
+    assert checked(made(lambda: linear(*[1.0] * 64), [[1.0] * 64], drawn), SCALED) == GradientCheck(1, (), RANDOM, 0.0)
 
 
 def test_the_dropout_inside_attention_and_recurrent_layers_is_off_too():
@@ -193,3 +193,15 @@ def test_the_line_names_the_candidates_and_leaves_out_what_was_not_measured():
     assert gradient_line(NO_GRADIENT_CHECK) is None
     assert gradient_line(GradientCheck(4, (bad,))) is None
     assert (percent(None), percent(0.5), percent(12.0)) == ("-", "50 %", "1,200 %")
+
+
+def test_a_job_that_differs_from_itself_says_by_how_much():
+    twice = iter(range(100))
+
+    def loss(model, batch):
+        return model(batch).float().sum() * (1 + 1e-3 * next(twice))
+
+    found = checked(made(lambda: linear(1.0), [[1.0]], loss), SCALED)
+    assert found.repeat_error == pytest.approx(1e-3, rel=1e-3)
+    assert "FP32 again is off by 0.1 %" in caption(found)
+    assert "the same bits" in caption(GradientCheck(4, (), None, 0.0))

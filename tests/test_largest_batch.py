@@ -92,8 +92,35 @@ def test_a_straight_card_takes_few_trials() -> None:
     largest = (budget - fixed) // slope  # 921
     trials = searched(lambda batch: batch <= largest, lambda batch: fixed + slope * batch, 32, budget)
     assert [(t.batch, t.fits) for t in trials] == [
-        (32, True), (64, True), (872, True), (920, True), (944, False),
+        (32, True), (64, True), (456, True), (872, True), (920, True), (944, False),
     ]  # fmt: skip
+
+
+# as they were read on an H100 (batch, GB): near the end the allocator gives back what it kept
+FLAT = {  # name: (the job's own batch, the largest that fitted, what was read)
+    "char_gpt in FP32": (16, 17456, {16: 0.2, 32: 0.3, 512: 2.8, 8192: 39.7, 15896: 77.0, 16680: 76.4, 17456: 80.4}),
+    "char_gpt in FP16": (16, 28784, {16: 0.1, 32: 0.2, 512: 1.8, 8192: 23.8, 26672: 77.2, 27912: 77.1, 28784: 80.3}),
+    "LSTM in FP32": (128, 6552, {128: 1.8, 256: 3.6, 4096: 50.7, 6216: 76.6, 6552: 74.6}),
+    "GPT in FP32": (8, 144, {8: 6.2, 16: 10.0, 80: 46.4, 112: 58.9, 128: 66.9, 144: 75.1}),
+    "GPT in FP16": (8, 192, {8: 4.9, 16: 7.7, 112: 50.3, 160: 62.1, 192: 74.2}),
+}
+BUDGET_GB = 80.77
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_peaks_that_grow_too_flat_near_the_end_do_not_mislead_for_long(name: str) -> None:
+    first, largest, seen = FLAT[name]
+
+    def peak(batch: int) -> int:
+        low, high = max(b for b in seen if b <= batch), min((b for b in seen if b >= batch), default=largest)
+        share = (batch - low) / (high - low) if high > low else 0.0
+        return int(1e9 * (seen[low] + share * (seen[high] - seen[low])))
+
+    trials = searched(lambda batch: batch <= largest, peak, first, int(BUDGET_GB * 1e9))
+    assert sum(not t.fits for t in trials) <= 3  # each takes a process
+    found = bracket(trials)[0]
+    assert found is not None
+    assert found >= (1 - TOLERANCE) * largest - 8
 
 
 def test_a_job_that_does_not_fit_at_all_goes_down_to_one() -> None:
@@ -180,7 +207,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeAllocator:
     monkeypatch.setattr(search, "release_memory", lambda: None)  # collecting garbage takes most of a trial here
     monkeypatch.setattr(batch_trial, "release_memory", lambda: None)
     card.children = []  # type: ignore[attr-defined]
-    monkeypatch.setattr(search, "in_child", run)
+    monkeypatch.setattr(search.Processes, "run", lambda self, *given: run(*given))
     return card
 
 
@@ -207,6 +234,25 @@ def test_the_largest_batch_on_a_fake_card(target: str, fake: FakeAllocator) -> N
     assert found.step_time_ms is not None
     assert found.samples_per_second == found.batch * 1000 / found.step_time_ms
     assert any("samples are repeated" in note for note in found.notes)
+
+
+def test_a_batch_that_lacks_memory_only_when_it_is_timed_is_not_the_answer(
+    target: str, fake: FakeAllocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, largest = batch_trial._step_time, find(target).batch
+    assert largest is not None
+
+    def crowded(session: Any, batch: Any, device: Any) -> float | None:
+        if len(batch[0]) > largest // 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 17.36 GiB")
+        return real(session, batch, device)
+
+    monkeypatch.setattr(batch_trial, "_step_time", crowded)
+    found = find(target)
+    assert found.batch is not None
+    assert found.batch <= largest // 2
+    assert found.step_time_ms is not None
+    assert found.too_large_reason == "out of memory after its first 3 steps"
 
 
 def test_after_a_lack_of_memory_the_next_trial_is_a_fresh_process(target: str, fake: FakeAllocator) -> None:
@@ -309,7 +355,7 @@ def test_an_allocator_that_has_to_try_again_in_a_later_step_does_not_fit(
 def answering(monkeypatch: pytest.MonkeyPatch, *replies: Reply) -> None:
     left = list(replies)
     monkeypatch.setattr(search, "cannot_start_again", lambda job, device: None)
-    monkeypatch.setattr(search, "in_child", lambda *given: left.pop(0))
+    monkeypatch.setattr(search.Processes, "run", lambda self, *given: left.pop(0))
 
 
 def told(*trials: BatchTrial) -> Reply:
@@ -365,13 +411,13 @@ class Hour:
     """A clock that only children move, by so many seconds each."""
 
     def __init__(self, fake: FakeAllocator, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
-        self.now, left, real = 0.0, list(seconds), search.in_child
+        self.now, left, real = 0.0, list(seconds), search.Processes.run
 
         def run(task: str, request: dict[str, Any], limit: float) -> Reply:
             self.now += left.pop(0) if left else seconds[-1]
-            return real(task, request | ({"seconds": 1e9} if "seconds" in request else {}), limit)
+            return real(None, task, request | ({"seconds": 1e9} if "seconds" in request else {}), limit)
 
-        monkeypatch.setattr(search, "in_child", run)
+        monkeypatch.setattr(search.Processes, "run", lambda self, *given: run(*given))
         monkeypatch.setattr(search.time, "monotonic", lambda: self.now)
 
 
@@ -394,8 +440,8 @@ def test_at_default_options_every_arm_has_time_enough_for_what_it_took_on_an_h10
     assert not any(note.startswith("the search ended early") for each in found for note in each.notes)
 
 
-@pytest.mark.parametrize(("arms", "budget", "seconds"), [(1, 60.0, 90.0), (4, 60.0, 360.0), (3, 600.0, 600.0)])
-def test_the_search_has_as_much_again_as_the_budget_and_at_least_ninety_seconds_an_arm(
+@pytest.mark.parametrize(("arms", "budget", "seconds"), [(1, 60.0, 120.0), (4, 60.0, 480.0), (3, 600.0, 600.0)])
+def test_the_search_has_as_much_again_as_the_budget_and_at_least_two_minutes_an_arm(
     arms: int, budget: float, seconds: float
 ) -> None:
     assert search_seconds(arms, budget) == seconds
@@ -413,7 +459,7 @@ def test_what_one_arm_leaves_of_its_seconds_the_next_one_has(target: str, monkey
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     arms = dict.fromkeys(("fp32", "fp16", "bf16"), Precision("FP32"))
     list(largest_batches(load_job(target), arms, 0, CUDA, asked_for(ASKED), lambda line: None))
-    assert given == [90.0, 120.0, 210.0]
+    assert given == [120.0, 165.0, 300.0]
 
 
 def test_a_search_that_is_cut_says_how_many_seconds_it_had(

@@ -299,7 +299,7 @@ def full() -> Diagnosis:
             prediction_reason="the second state is missing",
             train_with="bf16",
             gradients=GradientCheck(
-                2, (GradientError("FP16", "FP16", 0.1, 0.2, 0.9, 0.3, "fc1.weight", 0.4, "in part"),), "halves"
+                2, (GradientError("FP16", "FP16", 0.1, 0.2, 0.9, 0.3, "fc1.weight", 0.4, "in part"),), "halves", 1e-7
             ),
             curves=(CurveBand("FP16", 5, (1, 2), (0.0, 0.5), (-0.5, 0.25), (0.5, 0.75), 0.9375, 1, 2, "ends early"),),
             controls=(ControlOutcome("fp16-pure", True, "loss +1", True),),

@@ -202,6 +202,29 @@ def test_a_gain_over_other_settings_than_the_baselines_is_not_the_verdicts():
     assert "as fast" not in decided(judged("fp16", "equivalent"), over_tf32)[1]
 
 
+@pytest.mark.parametrize(
+    ("verdict", "ratio", "words"),
+    [
+        ("better", 0.8, "1.25x as fast as your present settings (1.11 to 1.43)"),
+        ("worse", 1.25, "slower than your present settings, 0.80x the speed (1.11 to 1.43)"),
+        ("equivalent", 1.01, "no faster and no slower than your present settings"),
+        ("inconclusive", 1.1, "step time x1.10 that of your present settings, undecided"),
+    ],
+)
+def test_a_go_says_what_it_gains_over_what_the_user_has_already(verdict, ratio, words):
+    over_ieee = judged("fp16", "better", "step_time_ms", difference=0.4, interval=None)
+    now = judged("fp16", verdict, "step_time_ms", difference=ratio, interval=(0.7, 0.9))
+    now, over_tf32 = replace(now, baseline="fp32-configured"), replace(over_ieee, baseline="tf32")
+    told = decided(judged("fp16", "equivalent"), over_ieee, over_tf32, now)[1]
+    assert told.endswith(f"; 2.50x as fast as IEEE FP32, {words}")
+
+
+def test_where_the_users_fp32_is_ieee_the_other_baseline_is_tf32():
+    over_ieee = judged("fp16", "better", "step_time_ms", difference=0.4, interval=None)
+    told = decided(judged("fp16", "equivalent"), over_ieee, replace(over_ieee, baseline="tf32", difference=0.8))[1]
+    assert told.endswith("; 2.50x as fast as IEEE FP32, 1.25x as fast as TF32")
+
+
 def test_a_go_says_what_memory_it_takes():
     cost = judged("fp16", "better", "peak_memory_bytes", difference=0.642)
     assert decided(judged("fp16", "equivalent"), cost)[1].endswith("; 0.64x the memory")

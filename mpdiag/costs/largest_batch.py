@@ -12,6 +12,8 @@ MARGIN = 0.05  # of the card: the CUDA context (0.5 GB), fragments that grow ove
 MIN_MARGIN_BYTES = 512 * 2**20  # on a small card 5 % is less than the CUDA context alone
 LONGEST_LEAP = 16  # times the largest batch that fitted: two small batches foretell no farther
 ENOUGH = 2**17  # samples: nobody trains with more on one card, and a tiny model would have the search go on
+NEAR_FULL = 0.85  # of the budget: there the allocator keeps less in reserve, and a line through such peaks is too flat
+SURE = 4  # times the largest batch that fitted: a line foretells so far; farther on it is tried at half the way first
 CAUTION = 0.95  # of what a line through small batches foretells: a trial that fits is cheaper than one that does not
 BISECT_AFTER = 2  # trials that did not fit: each costs a process, and halving is sure
 
@@ -100,19 +102,26 @@ def next_batch(trials: Sequence[BatchTrial], first: int, budget_bytes: int) -> i
         assert unfit is not None
         return _whole(unfit // 2) if unfit > 1 else None
     least = fit + _step(fit)
-    foretold = _foretold(trials, budget_bytes)
+    peak = max(t.peak_bytes or 0 for t in trials if t.batch == fit)
+    near_full = NEAR_FULL * budget_bytes < peak <= budget_bytes
+    foretold = _filled(trials, fit, peak, budget_bytes) if near_full else _foretold(trials, budget_bytes)
     if unfit is None:
         if fit >= ENOUGH:
             return None
-        if foretold is None or any(t.batch > foretold for t in trials):  # no line, or one that was wrong
+        if near_full and foretold is not None:
+            wanted = foretold
+        elif foretold is None or any(t.batch > foretold for t in trials):  # no line, or one that was wrong
             wanted = 2 * fit
+        elif foretold > SURE * fit:
+            wanted = min(foretold // 2, LONGEST_LEAP * fit)
         else:
             cautious = int(CAUTION * foretold)
-            wanted = min(cautious if cautious >= least else foretold, LONGEST_LEAP * fit)
+            wanted = cautious if cautious >= least else foretold
         return min(max(_whole(wanted), _whole(least)), ENOUGH)
     if unfit <= least:
         return None
-    if foretold is None or foretold >= unfit or sum(not t.fits for t in trials) >= BISECT_AFTER:
+    misled = sum(not t.fits for t in trials) >= BISECT_AFTER and not near_full
+    if foretold is None or foretold >= unfit or misled:
         wanted = (fit + unfit) // 2
     else:
         wanted = max(foretold, least)  # where the line says that nothing larger fits, see whether the next does
@@ -125,6 +134,16 @@ def _foretold(trials: Sequence[BatchTrial], budget_bytes: int) -> int | None:
     fitted = sorted((t for t in trials if t.fits), key=lambda t: t.batch)
     found = line(fitted[-2:])
     return None if found is None else int((budget_bytes - found[0]) / found[1])
+
+
+def _filled(trials: Sequence[BatchTrial], fit: int, peak: int, budget_bytes: int) -> int:
+    """Where a batch that nearly fills the budget would fill it, but for the bytes that do not grow with the batch.
+
+    Those are told by the two smallest that fitted.
+    """
+    found = line(sorted((t for t in trials if t.fits), key=lambda t: t.batch)[:2])
+    fixed = 0.0 if found is None else min(max(found[0], 0.0), peak - 1.0)
+    return int(fit * (budget_bytes - fixed) / (peak - fixed))
 
 
 def _step(batch: int) -> int:

@@ -148,3 +148,8 @@ def allocator_settings() -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is the device's lack of memory, also one that a library met and named in its own words."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def holds_the_card() -> bool:
+    """Whether this process has started CUDA, and so takes half a gigabyte of the card at least."""
+    return bool(torch.cuda.is_initialized())

@@ -86,14 +86,26 @@ def timed(again: Again, card: Card, request: dict[str, Any]) -> dict[str, Any]:
         if not trial.fits:
             return {"trial": asdict(trial), "step_time_ms": None}
         batch = session.place(_resized(again.start.batches[0], samples, again.start.batch_dim))
-        for _ in range(STEPS):
-            session.step(batch)
-        for _ in range(TIMED_BLOCKS):
-            with skips_watched(session.scaler) as skipped:
-                times, _ = time_block(lambda: session.step(batch), TIMED_STEPS, again.device)
-                if not skipped():
-                    return {"trial": asdict(trial), "step_time_ms": statistics.median(times), "speed_reason": None}
-    return {"trial": asdict(trial), "step_time_ms": None, "speed_reason": SKIPS}
+        try:
+            step_time_ms = _step_time(session, batch, again.device)
+        except Exception as error:
+            if not _lacks_memory(error):
+                raise
+            late = BatchTrial(samples, False, None, f"{OUT_OF_MEMORY} after its first {STEPS} steps")
+            return {"trial": asdict(late), "step_time_ms": None}
+    return {"trial": asdict(trial), "step_time_ms": step_time_ms, "speed_reason": None if step_time_ms else SKIPS}
+
+
+def _step_time(session: Session, batch: Any, device: torch.device) -> float | None:
+    """The median of ten steps, in ms; None where the GradScaler skipped steps in every block of them."""
+    for _ in range(STEPS):
+        session.step(batch)
+    for _ in range(TIMED_BLOCKS):
+        with skips_watched(session.scaler) as skipped:
+            times, _ = time_block(lambda: session.step(batch), TIMED_STEPS, device)
+            if not skipped():
+                return statistics.median(times)
+    return None
 
 
 def room(card: Card, memory_limit_bytes: int | None) -> dict[str, Any]:

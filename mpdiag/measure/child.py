@@ -1,6 +1,9 @@
 """One measurement in a process of its own: memory starts empty there, and a crash or an OOM ends nothing but itself.
 
-    python -m mpdiag.measure.child    reads {"task": "module:function", "request": {...}} from stdin
+    python -m mpdiag.measure.child    reads {"task": "module:function", "request": {...}} from stdin, a line of JSON
+
+A child may be begun before it is known what it is to do: a first line {"prepare": "module:function", "request": {...}}
+has it load what it will need, while another child measures.
 
 The parent's word for what went wrong is a reason, never a number.
 """
@@ -42,9 +45,10 @@ class Reply:
 
 
 class Child:
-    """A child at work. `reply` waits for it; several may run side by side."""
+    """A child at work, or begun and waiting for `ask`. `reply` waits for it; several may run side by side."""
 
-    def __init__(self, task: str, request: dict[str, Any], seconds: float) -> None:
+    def __init__(self, task: str, request: dict[str, Any], seconds: float, prepares: bool = False) -> None:
+        """Begin `task`; with `prepares` it only makes ready for what `ask` will say."""
         self._seconds = seconds
         self._answer = tempfile.NamedTemporaryFile(prefix="mpdiag-", suffix=".json")  # noqa: SIM115 # lives as long as the child
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -59,9 +63,35 @@ class Child:
                 start_new_session=True,  # Ctrl-C is the parent's, who then ends the child and its workers
             )
             _AT_WORK.add(self)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(json.dumps({"task": task, "request": request, "answer": self._answer.name}).encode())
+        self._send({"prepare" if prepares else "task": task, "request": request, "answer": self._answer.name})
+
+    def _send(self, words: dict[str, Any]) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; `reply` tells how
+            stdin.write(json.dumps(words).encode() + b"\n")
+            stdin.flush()
+            if "task" in words:
+                stdin.close()
+
+    def ask(self, task: str, request: dict[str, Any], seconds: float) -> None:
+        """Give a child that has made itself ready its task."""
+        self._seconds = seconds
+        self._send({"task": task, "request": request})
+
+    @property
+    def withdrew(self) -> bool:
+        """Whether it ended without a fault and without an answer, while it made itself ready."""
+        return self._process.poll() == 0 and not self._answered()
+
+    def _answered(self) -> bool:
+        self._answer.seek(0)
+        return bool(self._answer.read(1))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
 
     def reply(self) -> Reply:
         """Its answer, or why there is none: it took longer than its seconds, was killed, or raised."""
@@ -130,17 +160,28 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """The child's side."""
-    asked = json.loads(sys.stdin.read())
+    asked = json.loads(sys.stdin.readline())
+    answer = Path(asked["answer"])
     _end_with_parent()
-    module, _, function = asked["task"].partition(":")
     try:
-        reply: dict[str, Any] = {"value": getattr(importlib.import_module(module), function)(asked["request"])}
+        if "prepare" in asked:
+            _call(asked["prepare"], asked["request"])
+            line = sys.stdin.readline()
+            if not line:
+                return  # nobody needs it
+            asked = json.loads(line)
+        reply: dict[str, Any] = {"value": _call(asked["task"], asked["request"])}
     except MpdiagError as error:
         reply = {"value": None, "reason": error.message, "slug": error.slug}
     except Exception as error:
         slug = "out-of-memory" if type(error).__name__ == "OutOfMemoryError" else None
         reply = {"value": None, "reason": f"{type(error).__name__}: {safe_text(error)}", "slug": slug}
-    Path(asked["answer"]).write_text(json.dumps(reply))
+    answer.write_text(json.dumps(reply))
+
+
+def _call(task: str, request: dict[str, Any]) -> Any:
+    module, _, function = task.partition(":")
+    return getattr(importlib.import_module(module), function)(request)
 
 
 if __name__ == "__main__":

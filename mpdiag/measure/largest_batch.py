@@ -12,12 +12,13 @@ import torch
 from mpdiag.costs.largest_batch import ENOUGH, BatchTrial, LargestBatch, bracket, line, next_batch
 from mpdiag.device.stopwatch import release_memory
 from mpdiag.measure.again import LEAST_SECONDS, cannot_start_again, request_for
-from mpdiag.measure.child import in_child
+from mpdiag.measure.child import Child, Reply
 from mpdiag.target import Job
 from mpdiag.training.precision import Precision
 
 SEARCH = "mpdiag.measure.batch_trial:try_batches"
 SPEED = "mpdiag.measure.batch_trial:time_batch"
+PREPARE = "mpdiag.measure.again:prepare"
 GRACE_SECONDS = 10.0  # for the trial under way when time is up; then the child is ended, and what it found is lost
 REPEATED = "beyond the job's own batch its samples are repeated: memory and speed are those of as many new ones"
 
@@ -44,7 +45,37 @@ def find_largest_batch(
         return LargestBatch.absent(search.arm, precision.name, reason)
     release_memory()  # what this process keeps for itself is not free for the children
     request = request_for(job, precision, seed, device, None) | {"memory_limit_bytes": memory_limit_bytes}
-    return search.run(request, time.monotonic() + seconds)
+    with search.processes:
+        return search.run(request, time.monotonic() + seconds)
+
+
+class Processes:
+    """Fresh processes, the next of which loads the job while one is at work: most of a trial is loading.
+
+    It does so beside a search only, not beside a batch that is being timed.
+    """
+
+    def __init__(self) -> None:
+        self._next: Child | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        if self._next is not None:
+            self._next.end()
+
+    def run(self, task: str, request: dict[str, Any], seconds: float) -> Reply:
+        """Run a task in a process of its own, as `in_child` does."""
+        child, self._next = self._next, None
+        if child is None or not child.alive:
+            child = Child(task, request, seconds)
+        else:
+            child.ask(task, request, seconds)
+        if task == SEARCH:
+            self._next = Child(PREPARE, request, seconds, prepares=True)
+        reply = child.reply()
+        return Child(task, request, seconds).reply() if child.withdrew else reply
 
 
 class _Search:
@@ -58,6 +89,7 @@ class _Search:
         self.cut: str | None = None
         self.step_time_ms: float | None = None
         self.speed_reason: str | None = None
+        self.processes = Processes()
 
     def run(self, request: dict[str, Any], until: float) -> LargestBatch:
         """Search, then time what was found; where it does not fit in a fresh process, search on below it."""
@@ -75,7 +107,7 @@ class _Search:
                 return
             self._report(f"largest batch, {self.arm}: try {wanted or 'the own batch'}")
             known = {"trials": [asdict(trial) for trial in self.trials], "seconds": left - GRACE_SECONDS}
-            reply = in_child(SEARCH, request | known, left)
+            reply = self.processes.run(SEARCH, request | known, left)
             if reply.value is None:
                 self.cut = reply.reason or "the process gave no reason"
                 return
@@ -98,7 +130,7 @@ class _Search:
             self.speed_reason = f"no time was left to measure the speed: {self._out_of_time}"
             return True
         self._report(f"largest batch, {self.arm}: time {batch}")
-        reply = in_child(SPEED, request | {"batch": batch}, left)
+        reply = self.processes.run(SPEED, request | {"batch": batch}, left)
         if reply.value is None:
             self.speed_reason = reply.reason
             return True

@@ -32,5 +32,11 @@ def caption(check: GradientCheck) -> str:
     return (
         f"Gradients of {check.batches} batches at the weights where the runs begin, dropout off: how far all "
         "parameters' gradient, taken as one vector, is from IEEE FP32's, and how that compares with what another batch "
-        "of FP32 changes. It finds broken layers; how training ends is told by the runs above."
+        "of FP32 changes. It finds broken layers; how training ends is told by the runs above." + _repeat(check)
     )
+
+
+def _repeat(check: GradientCheck) -> str:
+    if not check.repeat_error:
+        return " FP32 again gives the same bits." if check.repeat_error == 0 else ""
+    return f" FP32 again is off by {percent(check.repeat_error)}: sums in another order."

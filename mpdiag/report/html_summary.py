@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
 from mpdiag.report.accuracy_words import standing, verdict_in_words
+from mpdiag.report.cost_words import REFERENCES, ratio_of
 from mpdiag.report.digest import STOPPED_BEFORE
 from mpdiag.report.html_numbers import THIN, power, prose, share, size
 from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
@@ -135,7 +136,20 @@ def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
     lines.append(Markup("95\u202f% interval {}").format(between) if between else None)
     why = Markup(": {}").format(prose(found.reason)) if found.verdict == "inconclusive" and found.reason else ""
     lines.append(Markup("{}{}").format(TIME_WORDS.get(found.verdict, found.verdict), why))
+    lines.append(_nearer(diagnosis))
     return [Box("Step time, FP32 → FP16", shown, tuple(x for x in lines if x), href="#speed")]
+
+
+def _nearer(diagnosis: Diagnosis) -> Markup | None:
+    """The same against what the user has already, or could have: the baseline chosen is most of a gain."""
+    run = diagnosis.verification
+    ratios = (ratio_of(run, "step_time_ms", "fp16", name) for name in ("fp32-configured", "tf32")) if run else ()
+    nearest = next((c for c in ratios if c is not None), None)
+    if nearest is None:
+        return None
+    return Markup("against {}: {}, {}").format(
+        REFERENCES[nearest.baseline], difference(nearest), TIME_WORDS.get(nearest.verdict, nearest.verdict)
+    )
 
 
 TIME_WORDS = {"better": "faster", "worse": "slower", "equivalent": "no difference", "inconclusive": "undecided"}

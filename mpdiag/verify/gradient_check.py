@@ -64,8 +64,9 @@ def check_gradients(
         with in_force(FP32_IEEE, device) as region:
             session = stack.enter_context(build_session(job, start, FP32_IEEE, device, region))
         passes = _Passes(session)
-        if passes.random(start.batch(0)):
-            return GradientCheck(count, (), RANDOM)
+        drawn, repeat_error = passes.repeated(start.batch(0))
+        if drawn:
+            return GradientCheck(count, (), RANDOM, repeat_error)
         found = {arm.name: _Sums() for arm in arms}
         noise = _Noise()
         for index in range(count):
@@ -73,7 +74,8 @@ def check_gradients(
             noise.add(exact)
             for arm in arms:
                 found[arm.name].add(passes, arm.precision, start.batch(index), loss, exact)
-    return GradientCheck(count, tuple(found[arm.name].told(arm, count, noise.deviation()) for arm in arms))
+    errors = tuple(found[arm.name].told(arm, count, noise.deviation()) for arm in arms)
+    return GradientCheck(count, errors, repeat_error=repeat_error)
 
 
 class _Passes:
@@ -107,10 +109,11 @@ class _Passes:
         model.zero_grad(set_to_none=True)
         return loss, gradients
 
-    def random(self, batch: object) -> bool:
-        """Whether other random numbers give another gradient, though dropout is off."""
+    def repeated(self, batch: object) -> tuple[bool, float]:
+        """(whether other random numbers give another gradient, though dropout is off; FP32's error against itself)."""
         (_, one), (_, again), (_, other) = (self.run(FP32_IEEE, batch, seed) for seed in (SEED, SEED, SEED + 1))
-        return _distance(one, other) > APART * _distance(one, again)
+        own, size = _distance(one, again), _distance(one, {})
+        return _distance(one, other) > APART * own, own / size if size else 0.0
 
 
 def _square(tensor: torch.Tensor) -> float:

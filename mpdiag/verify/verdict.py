@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mpdiag.advice.checks.evaluation import EVALUATION_FAILS
 from mpdiag.advice.checks.optimizer_state import NOTHING_TRAINS
 from mpdiag.diagnosis import Advice, Comparison, Finding, LossScaleAdvice, Trial
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN
+from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP32_CONFIGURED, TF32
 from mpdiag.verify.compare import NOT_FINITE, NOT_GIVEN
 
 PASSED = {"equivalent": "equals FP32", "noninferior": "is not worse than FP32"}
@@ -21,6 +21,8 @@ TELL_HOW = ("MP303", "MP305", "MP502")
 FIRM_SEEDS = 5  # fewer are a smoke test (README, "How verification judges"): the power of a paired test of equivalence
 NAMED = 4  # modules in the verdict's sentence; the plan has all
 _COSTS = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")
+_MEMORY = ("peak_memory_bytes", BASELINE)
+NEARER = {FP32_CONFIGURED: "your present settings", TF32: "TF32"}  # what users have, or can have; the first goes first
 
 
 def train_with(comparisons: Sequence[Comparison], advice: Advice | None = None) -> str | None:
@@ -238,22 +240,29 @@ def _why(arm: str, comparisons: Sequence[Comparison]) -> str:
 
 
 def _gain(arm: str, comparisons: Sequence[Comparison]) -> str:
-    """What it costs or saves beside FP32, where that was measured: a go without a gain should say so."""
-    found = {c.quantity: c for c in comparisons if c.candidate == arm and c.baseline == BASELINE and c.difference}
+    """What it costs or saves beside FP32, where that was measured: a go without a gain should say so.
+
+    A step time is told against IEEE FP32, and against what the user has already: the baseline chosen is most of a gain.
+    """
+    mine = [c for c in comparisons if c.candidate == arm and c.difference]
+    times = {c.baseline: c for c in mine if c.quantity == "step_time_ms"}
     parts = []
-    if time := found.get("step_time_ms"):
-        parts.append(_speed(time))
-    if memory := found.get("peak_memory_bytes"):
-        parts.append(f"{memory.difference:.2f}x the memory")
+    if time := times.get(BASELINE):
+        nearer = next((times[name] for name in NEARER if name in times), None)
+        parts.append(_speed(time, "" if nearer is None else "IEEE FP32"))
+        parts += [] if nearer is None else [_speed(nearer, NEARER[nearer.baseline])]
+    parts += [f"{c.difference:.2f}x the memory" for c in mine if (c.quantity, c.baseline) == _MEMORY]
     return "; " + ", ".join(parts) if parts else ""
 
 
-def _speed(time: Comparison) -> str:
+def _speed(time: Comparison, than: str) -> str:
     """The speed with its interval; where nothing is decided, the ratio of times."""
     ratio = time.difference or 1.0
     if time.verdict == "equivalent":
-        return "no faster and no slower"
+        return f"no faster and no slower{f' than {than}' if than else ''}"
     if time.verdict == "inconclusive":
-        return f"step time x{ratio:.2f}, undecided"
+        return f"step time x{ratio:.2f}{f' that of {than}' if than else ''}, undecided"
     between = f" ({1 / time.interval[1]:.2f} to {1 / time.interval[0]:.2f})" if time.interval else ""
-    return f"{1 / ratio:.2f}x as fast{between}" if ratio <= 1 else f"slower, {1 / ratio:.2f}x the speed{between}"
+    if ratio <= 1:
+        return f"{1 / ratio:.2f}x as fast{f' as {than}' if than else ''}{between}"
+    return f"slower{f' than {than}' if than else ''}, {1 / ratio:.2f}x the speed{between}"
