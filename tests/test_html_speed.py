@@ -193,7 +193,7 @@ def test_a_name_with_markup_stays_text_in_the_drawing():
 def test_the_baseline_is_named_and_the_users_settings_beside_it():
     told = baseline_words(measured())
     assert told.startswith(
-        "The baseline is FP32 in IEEE arithmetic, without TF32. Your settings now, FP32 as configured"
+        "The baseline is FP32 in IEEE arithmetic, without TF32. Your present settings, FP32 as configured"
     )
     assert "2.10 times as fast as IEEE FP32" in told
 

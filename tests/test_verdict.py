@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -445,3 +446,23 @@ def test_only_controls_that_were_run_have_an_outcome_and_costs_say_nothing_about
         "fp16-unscaled",
         "fp16-pure",
     ]
+
+
+STATES = {
+    "equivalent": lambda arm: (judged(arm, "equivalent"),),
+    "worse": lambda arm: (judged(arm, "worse"),),
+    "inconclusive": lambda arm: (judged(arm, "inconclusive"),),
+    "by the loss alone": lambda arm: (judged(arm, "equivalent"), open_metric(arm)),
+}
+
+
+@pytest.mark.parametrize(("half", "brain"), itertools.product(STATES, STATES))
+def test_what_to_train_with_is_in_the_sentence_of_the_verdict(half, brain):
+    found = (*STATES[half]("fp16"), *STATES[brain]("bf16"))
+    verdict, reason = decided(*found)
+    arm = train_with(found)
+    if arm is None:
+        assert verdict in ("no-go", "inconclusive")
+    else:
+        assert verdict != "no-go"
+        assert arm.upper() in reason

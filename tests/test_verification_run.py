@@ -153,3 +153,15 @@ def test_out_of_memory_in_the_middle_of_an_arm_begins_all_arms_again(tmp_path, m
     found = run_with(16, tmp_path).record()
     assert {size for _, size in calls[calls.index(("bf16", 16)) + 1 :]} == {8}
     assert len([t for t in found.trials if t.arm == "fp32"]) == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("sizes differ"), torch.cuda.OutOfMemoryError("CUDA out of memory")])
+def test_a_fault_in_the_check_of_gradients_ends_nothing_and_halves_nothing(error, tmp_path, monkeypatch):
+    def failing(*given):
+        raise error
+
+    monkeypatch.setattr("mpdiag.verify.run.check_gradients", failing)
+    found = run_with(16, tmp_path).record()
+    assert found.gradients.reason == f"not measured: {error}"
+    assert found.trials
+    assert not any("of the batch" in line for line in found.cut)

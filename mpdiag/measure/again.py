@@ -77,11 +77,14 @@ def _loaded(request: dict[str, Any]) -> tuple[Job, Start]:
     return job, job.start(request["seed"], DRAWN)
 
 
-def open_again(request: dict[str, Any]) -> Again:
-    """Load the job of a request. Raises MpdiagError of the target, and `batch-not-resizable`."""
+def open_again(request: dict[str, Any], largest: bool = True) -> Again:
+    """Load the job of a request, with the largest of its batches or the first.
+
+    Raises MpdiagError of the target, and `batch-not-resizable`.
+    """
     key = _key(request)
     job, start = _READY.pop(key) if key in _READY else _loaded(request)
-    batch = largest_batch_of(start)
+    batch = largest_batch_of(start) if largest else start.batch(0)
     if request["samples"] is not None:
         made = resized(batch, request["samples"], start.batch_dim)
         if made.batch is None:

@@ -68,7 +68,7 @@ def count_step(request: dict[str, Any]) -> dict[str, Any]:
     """The child's task: counters_of_arm's request; the fields of CounterEvidence but for `arm`."""
     from mpdiag.measure.steady import steady_run
 
-    again = open_again(request)
+    again = open_again(request, largest=False)  # as the formulas count it
     with (
         steady_run(again.job, again.start, again.precision, again.device, WARMUP_STEPS) as run,
         run.in_force_again() as step,

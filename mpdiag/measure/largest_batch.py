@@ -57,6 +57,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._next: Child | None = None
+        self._prepares = True
 
     def __enter__(self) -> Processes:
         return self
@@ -69,13 +70,17 @@ class Processes:
         """Run a task in a process of its own, as `in_child` does."""
         child, self._next = self._next, None
         if child is None or not child.alive:
+            self._prepares = self._prepares and child is None
             child = Child(task, request, seconds)
         else:
             child.ask(task, request, seconds)
-        if task == SEARCH:
+        if task == SEARCH and self._prepares:
             self._next = Child(PREPARE, request, seconds, prepares=True)
         reply = child.reply()
-        return Child(task, request, seconds).reply() if child.withdrew else reply
+        if not child.withdrew:
+            return reply
+        self._prepares = False  # the job starts CUDA as it is loaded: the next one would take memory of the card
+        return Child(task, request, seconds).reply()
 
 
 class _Search:

@@ -21,7 +21,7 @@ def baseline_words(diagnosis: Diagnosis) -> str:
     if run is not None and own is not None:
         arms = run.costs.timing.arms if run.costs.timing else ()
         precision = next((t.precision for t in arms if t.arm == CONFIGURED), CONFIGURED)
-        return f"{text} Your settings now, {precision}: {speed_words(own)}."
+        return f"{text} Your present settings, {precision}: {speed_words(own)}."
     if _settings_are_ieee(diagnosis):
         return f"{text} Your settings compute the same now, so a ratio to it is one to what you have."
     return text

@@ -25,7 +25,8 @@ _LOWER = frozenset(
     "loss losses perplexity ppl error errors err mse mae rmse wer cer fid distance nll bpc bpb bits ce bce xent "
     "crossentropy logloss kl kld divergence mape smape wape msle rmsle nrmse medae fpr fnr far frr eer hter false miss "
     "misses brier ece mce lpips ter der epe ade fde mpjpe regret residual residuals hamming chamfer hausdorff emd "
-    "wasserstein mmd kid fvd fad latency violation violations failure failures mistakes".split()
+    "wasserstein mmd kid fvd fad latency violation violations failure failures mistakes drop gap decrease decline "
+    "degradation anomaly".split()
 )  # the usual names of what is minimised
 _HIGHER = frozenset(
     "accuracy acc auc auroc auprc roc map miou iou giou ap f fscore fbeta precision recall sensitivity specificity tpr "
@@ -100,7 +101,7 @@ def _by_name(name: str) -> bool | None:
     lower = bool(all_words & _LOWER)
     if not lower and not all_words & _HIGHER:
         return None
-    turned = words[0] in _NEGATED or (lower and bool(all_words & _UNDONE))
+    turned = words[0] in _NEGATED or (lower and words[-1] in _UNDONE)
     return lower == turned
 
 

@@ -13,7 +13,7 @@ from mpdiag.accuracy import NO_GRADIENT_CHECK, GradientCheck
 from mpdiag.costs.record import Costs
 from mpdiag.device.stopwatch import release_memory
 from mpdiag.diagnosis import Advice, Capture, Trial, Verification
-from mpdiag.errors import MpdiagError
+from mpdiag.errors import MpdiagError, safe_text
 from mpdiag.foretold import Prediction
 from mpdiag.measure.child import end_children
 from mpdiag.measure.resize import halved
@@ -191,7 +191,11 @@ class VerificationRun:
         self._check_gradients(arms, seed, pace, GRADIENTS_SHARE * whole_seconds)
         used = time.perf_counter() - began
         left = max(budget_seconds - used, 0.0)
-        spent = {**self._spent, "trying out FP32 and FP16 took": used, "the costs have": whole_seconds - budget_seconds}
+        spent = {
+            **self._spent,
+            "trying out FP32 and FP16 and their first gradients took": used,
+            "the costs have": whole_seconds - budget_seconds,
+        }
         words = left_of(whole_seconds + sum(self._spent.values()), left, spent)
         plan = fit(arms, steps, seeds, pace, left, words)
         self.cut += plan.cut
@@ -234,10 +238,14 @@ class VerificationRun:
             return
         try:
             self.gradients = check_gradients(self.job, self._start(seed, batches), checked, self.device, batches)
-        except MpdiagError as error:
-            if error.slug == "out-of-memory":
-                raise
-            self.gradients = GradientCheck(reason=f"not measured: {error.message}")
+        except (
+            MpdiagError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+        ) as error:  # a check that nobody asked for ends nothing
+            release_memory()
+            self.gradients = GradientCheck(reason=f"not measured: {safe_text(error)}")
 
     def _note_unrun(self, plan: Plan, seed: int) -> None:
         """Name the runs that were planned and not begun."""

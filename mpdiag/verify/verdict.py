@@ -111,6 +111,8 @@ def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Compa
             return "no-go", f"neither FP16{emulation} nor BF16 keeps up with FP32 {how} ({why})"
         return "inconclusive", f"FP16{emulation} falls behind FP32 {how} ({why}); BF16 is undecided"
     other = f". BF16 {PASSED[brain]}" if brain in PASSED else ""
+    if brain == UNJUDGED:
+        other = f". BF16 {_by_loss(BF16, trials, comparisons)}"
     return "inconclusive", f"FP16{emulation} against FP32 {how} is undecided: {why}{other}"
 
 
@@ -119,7 +121,7 @@ def _by_loss(arm: str, trials: Sequence[Trial], comparisons: Sequence[Comparison
     judged = _judged(arm, comparisons)
     told, left = ([c for c in judged if (c.verdict == NOT_GIVEN) is which] for which in (False, True))
     names = [" and ".join(c.quantity.replace("_", " ") for c in each) for each in (told, left)]
-    over = _shown(arm, trials, told)
+    over = _shown(arm, trials, comparisons)
     return f"{PASSED[_of(told)]} in its {names[0]} {over}, but its evaluate() gave no {names[1]} to judge"
 
 
