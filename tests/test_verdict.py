@@ -456,7 +456,7 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize(("half", "brain"), itertools.product(STATES, STATES))
+@pytest.mark.parametrize(("half", "brain"), list(itertools.product(STATES, STATES)))
 def test_what_to_train_with_is_in_the_sentence_of_the_verdict(half, brain):
     found = (*STATES[half]("fp16"), *STATES[brain]("bf16"))
     verdict, reason = decided(*found)
