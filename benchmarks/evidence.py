@@ -15,14 +15,17 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from pages import PAGES
 
 from mpdiag import load
 from mpdiag.advice.configs import configs_for
+from mpdiag.diagnosis import Diagnosis
 from mpdiag.report.digest import verdict_of
 from mpdiag.report.html import render
+from mpdiag.verify.verdict import decide
 
 ROOT = Path(__file__).resolve().parents[1]
 LAPTOP = "digits_laptop"
@@ -52,13 +55,13 @@ def index(out: Path) -> None:
         "# Evidence",
         "",
         "Real runs, written by `python benchmarks/evidence.py` on the machine each row names. Nothing here is edited "
-        "by hand.",
+        "by hand. The JSONs are as the runs left them; verdicts are worded here, and pages drawn, by this version.",
         "",
         "| report | on | when | command | its stages took | verdict |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in (n for n in SCANS if there(n)):
-        d = load(out / f"{name}.json")
+        d = judged_again(load(out / f"{name}.json"))
         page = render(d, plotly="none", configs=configs_for(d))
         (out / f"{name}.html").write_text(page, encoding="utf-8")  # as this version draws it
         where = f"{d.environment.gpu}, driver {d.environment.driver}" if d.environment.gpu else "a CPU"
@@ -75,6 +78,14 @@ def index(out: Path) -> None:
     for name, (page, _) in ((n, p) for n, p in PAGES.items() if there(n)):
         without_folders(out / f"{name}.json")
         (out / f"{name}.md").write_text(page(json.loads((out / f"{name}.json").read_text())), encoding="utf-8")
+
+
+def judged_again(d: Diagnosis) -> Diagnosis:
+    """The diagnosis with the verdict as this version words it, from the comparisons that the run made."""
+    if d.verification is None or d.advice is None:
+        return d
+    verdict, reason = decide(d.advice, d.verification.trials, d.verification.comparisons)
+    return replace(d, verification=replace(d.verification, verdict=verdict, reason=reason))
 
 
 def without_folders(path: Path) -> None:

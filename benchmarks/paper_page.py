@@ -60,13 +60,23 @@ COST = """
 
 Mixed over FP32, from initialisation; below 1 is a gain, with a 95 % interval where there is one. "Over TF32": the same
 step against FP32 with TF32 products, which is how PyTorch's users can train on such a GPU without mixed precision.
-"Pure FP16's memory": its peak over FP32's.
+"Pure FP16's memory": its peak over FP32's. "GPU busy": the part of a mixed step in which the GPU works; the rest it
+waits for the host, and a quicker product makes the step no shorter.
 """
 COLUMNS = (
     "job", "state", "of", "FP32", "mixed", "unscaled", "pure FP16",
     "kind in the paper", "paper: FP32", "paper: mixed", "paper: unscaled",
 )  # fmt: skip
-COST_COLUMNS = ("job", "peak memory", "pure FP16's memory", "step time", "over TF32", "energy", "largest batch")
+COST_COLUMNS = (
+    "job",
+    "peak memory",
+    "pure FP16's memory",
+    "step time",
+    "over TF32",
+    "GPU busy",
+    "energy",
+    "largest batch",
+)
 AGAINST_TF32 = {"better": "faster", "worse": "**slower**", "equivalent": "the same"}
 
 
@@ -146,11 +156,19 @@ def _value(comparison: Record) -> str:
 
 def _costs(job: PaperJob, record: Record | None) -> list[str]:
     if not job.from_initialisation:
-        return [job.name, f"as {job.example}", *[""] * 5]
+        return [job.name, f"as {job.example}", *[""] * 6]
     if record is None or not entries(record, "trials"):
-        return [job.name, why_not(record, "init", {}), *[""] * 5]
+        return [job.name, why_not(record, "init", {}), *[""] * 6]
     memory, time, energy = (_cost(cost(record, quantity)) for quantity in COSTS)
-    return [job.name, memory, _pure_memory(record), time, _over_tf32(record), energy, _largest(record)]
+    return [job.name, memory, _pure_memory(record), time, _over_tf32(record), _busy(record), energy, _largest(record)]
+
+
+def _busy(record: Record) -> str:
+    """The share of a mixed step in which the GPU works, by its trace; the rest it waits for the host."""
+    kernels = ((record.get("verification") or {}).get("costs") or {}).get("kernels") or []
+    traced = next((each for each in kernels if each.get("arm") == "fp16"), {})
+    busy = number_of((traced.get("time") or {}).get("busy_share"))
+    return "not measured" if busy is None else f"{busy:.0%}"
 
 
 def _pure_memory(record: Record) -> str:

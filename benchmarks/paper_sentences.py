@@ -61,6 +61,8 @@ def _speed(record: Record) -> str:
 def _harm(there: dict[str, Record], arm: str) -> str:
     """worse (by a number) in any state, broke in any; else what the latest state that was run says, or not run."""
     found = [_outcome(there[state], arm) for state in ("late", "init") if state in there]
+    if any("not finite" in str(c.get("reason")) for record in there.values() for c in judged(record, arm)):
+        return "broke"  # a metric of the model that a NaN left behind says nothing of its weights
     if any(said.startswith("worse") and "finite" not in said for said in found):
         return "worse"
     if any(said.startswith("worse") for said in found):

@@ -129,6 +129,7 @@ def _capture(
     from mpdiag.capture.autocast_types import observe
     from mpdiag.capture.run import Observation, observe_training
     from mpdiag.capture.selftest import run_selftest
+    from mpdiag.target.batches import FEW_BATCHES
 
     with draft.timed("selftest"):
         report("self-test: is the training bit-identical with the probe?")
@@ -149,7 +150,7 @@ def _capture(
     if options.include or options.exclude:
         notes.append("loss scale and window cover only the tensors that --include and --exclude let through")
     if len(start.batches) < options.last_step + 1:
-        notes.append(f"the target gives {len(start.batches)} batch(es), which were repeated")
+        notes.append(f"{FEW_BATCHES} {len(start.batches)} batch(es), which were repeated")
     target = draft.diagnosis.target
     if notes and target is not None:
         draft.diagnosis = replace(draft.diagnosis, target=replace(target, notes=(*target.notes, *notes)))

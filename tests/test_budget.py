@@ -92,7 +92,7 @@ def test_what_is_cut_is_told_by_the_budget_that_was_asked_for(scanned):
     told = next(line for line in found.verification.cut if "steps were trained" in line or "seeds were run" in line)
     assert "the time budget of 27 s had" in told
     assert "the prediction took" in told
-    assert "trying out FP32 and FP16 took" in told
+    assert "trying out FP32 and FP16 and their first gradients took" in told
 
 
 def test_building_and_evaluating_are_told_apart_from_the_steps(scanned):

@@ -14,6 +14,7 @@ from arm_samples import judged, trial
 
 from mpdiag import settings
 from mpdiag.accuracy import PairedTest
+from mpdiag.costs.kernels import WhyNot
 from mpdiag.diagnosis import Asked, Diagnosis, Finding
 from mpdiag.report import time_needed
 from mpdiag.report.html import render
@@ -233,6 +234,31 @@ def test_fp16_that_takes_longer_is_said_before_the_code():
     run = replace(made.verification, verdict="go", comparisons=(*kept, slower))
     assert "FP16 saves no time on this job as it is (x1.31)" in text(replace(made, verification=run))
     assert "saves no time" not in text(made)
+
+
+def test_torch_compile_is_not_proposed_where_it_was_timed_and_is_no_faster(monkeypatch):
+    monkeypatch.setattr("mpdiag.report.next_steps.launch_bound", lambda kernels, arm: True)
+    made = samples.on_gpu()
+    slower = replace(judged("fp16", "worse", "step_time_ms", difference=1.31), is_ratio=True)
+    kept = tuple(c for c in made.verification.comparisons if c.quantity != "step_time_ms")
+
+    def told(*more):
+        return text(replace(made, verification=replace(made.verification, comparisons=(*kept, slower, *more))))
+
+    assert "a larger batch, torch.compile or CUDA graphs come first" in told()
+    compiled = replace(slower, candidate="fp16-compile", difference=1.16)
+    assert "a larger batch or CUDA graphs come first" in told(compiled)
+    assert "torch.compile" in told(replace(compiled, difference=0.8))
+
+
+def test_a_remedy_that_was_timed_and_is_faster_comes_among_the_next_steps():
+    made = samples.on_gpu()
+    faster = WhyNot("nchw-transposes", "layout changes", "model.to(memory_format=torch.channels_last)", 6.25, "arm")
+    bound = replace(faster, gain_from="bound")
+    fp16 = next(each for each in made.verification.costs.kernels if each.arm == "fp16")
+    costs = replace(made.verification.costs, kernels=(replace(fp16, findings=(faster, bound)),))
+    found = text(replace(made, verification=replace(made.verification, costs=costs)))
+    assert found.count("faster still by 6.25 ms a step, as timed: model.to(memory_format=torch.channels_last)") == 1
 
 
 def test_on_a_laptop_the_way_to_a_gpu_is_named():

@@ -120,6 +120,19 @@ def test_an_arm_that_is_shown_to_be_not_worse_says_so():
     assert "Mixed not worse than FP32 (late)" in line(text, "- **dcgan**:")
 
 
+def test_a_metric_of_the_model_that_a_nan_left_behind_says_nothing_of_its_weights():
+    nan = compared("fp16-pure", "loss", "worse", None, reason="not finite at step 2 of seed 0, while FP32 is")
+    late = record(nan, compared("fp16-pure", "accuracy", "worse", 0.02, difference=-0.67))
+    assert "Pure FP16 did not stay finite" in line(paper_page.page({"bert_mlm-late": late}), "- **bert_mlm**:")
+
+
+def test_the_busy_share_of_a_mixed_step_is_told_where_it_was_traced():
+    kernels = [{"arm": "fp32", "time": {"busy_share": 0.99}}, {"arm": "fp16", "time": {"busy_share": 0.48}}]
+    made = record(*EVEN, costs={"kernels": kernels})
+    assert cost_cells(paper_page.page({"lstm_lm": made}), "lstm_lm")["GPU busy"] == "48%"
+    assert cost_cells(paper_page.page({"lstm_lm": record(*EVEN)}), "lstm_lm")["GPU busy"] == "not measured"
+
+
 def test_metrics_come_before_the_loss():
     made = record(compared("fp16", "loss", "equivalent"), compared("fp16", "bits_per_character", "better", 2.0))
     row = cells(paper_page.page({"lstm_lm": made}), "lstm_lm", "init")

@@ -59,18 +59,20 @@ def control_sentences(diagnosis: Diagnosis) -> list[str]:
     if not run.controls and any(t.arm in CONTROLS for t in run.trials):
         return []  # saved before their outcome was
     raised = [each for each in run.controls if _crashed(each)]
-    told = [_control(each) for each in run.controls if each not in raised]
+    adam = "Adam" in (diagnosis.target.optimizer if diagnosis.target else "")
+    told = [_control(each, adam) for each in run.controls if each not in raised]
     told += [_crash(raised, run)] if raised else []
     if not any(each.failed for each in run.controls):
         told.append(_nothing_shown(run, diagnosis))
     return told
 
 
-def _control(outcome: ControlOutcome) -> str:
+def _control(outcome: ControlOutcome, adam: bool) -> str:
     if outcome.failed:
         return f"{outcome.arm} is worse, as it should be ({outcome.why}): the test can fail on this job"
     if outcome.broke:
-        return f"{outcome.arm} broke ({outcome.why}), which shows that breakage is noticed and no more"
+        eps = ", for Adam's eps of 1e-8 is 0 in FP16" if adam and outcome.arm == "fp16-pure" else ""
+        return f"{outcome.arm} broke ({outcome.why}){eps}, which shows that breakage is noticed and no more"
     if outcome.failed is None:
         return f"{outcome.arm} is undecided ({outcome.why})"
     return f"{outcome.arm} is not worse ({outcome.why})"

@@ -18,6 +18,7 @@ NO_UPDATE, SET_DIRECTION = "before the first update", "set HIGHER_IS_BETTER"  # 
 TOO_LARGE = "cannot be judged"  # so too
 FEW_STEPS = 20  # a run of seconds that gives an endpoint of ten losses
 EVALUATE = "MP609"  # a warning, for the training went well; without its remedy the metric stays unjudged
+BY_ARM = "arm"  # how a gain is known: another arm was timed with the remedy (costs/kernels.py, WhyNot)
 OUT_OF_TIME = "time budget"  # in every sentence on what the budget cut
 
 
@@ -176,6 +177,16 @@ def _worth_it(run: Verification) -> list[str]:
     """That FP16 may be used and yet is not worth it, where its steps take longer."""
     time = ratio_of(run, "step_time_ms", "fp16")
     if time is None or time.verdict != "worse" or time.difference is None:
-        return []
-    first = "a larger batch, torch.compile or CUDA graphs come first" if launch_bound(run.costs.kernels, "fp16") else ""
+        return _also_faster(run)
+    compiled = ratio_of(run, "step_time_ms", "fp16-compile")
+    tried = compiled is not None and (compiled.difference or 0.0) >= 1
+    ways = "a larger batch or CUDA graphs" if tried else "a larger batch, torch.compile or CUDA graphs"
+    first = f"{ways} come first" if launch_bound(run.costs.kernels, "fp16") else ""
     return [f"FP16 saves no time on this job as it is (x{time.difference:.2f})" + (f": {first}" if first else "")]
+
+
+def _also_faster(run: Verification) -> list[str]:
+    """What makes FP16's step faster still, as an arm with it was timed."""
+    found = [why for each in run.costs.kernels if each.arm == "fp16" for why in each.findings]
+    timed = [why for why in found if why.gain_from == BY_ARM and why.gain_ms]
+    return [f"faster still by {why.gain_ms:.3g} ms a step, as timed: {why.remedy}" for why in timed]

@@ -19,7 +19,7 @@ from mpdiag.measure.child import end_children
 from mpdiag.measure.resize import halved
 from mpdiag.settings import MAX_HALVINGS, TRAINING_SHARE
 from mpdiag.target import Job, Start
-from mpdiag.target.batches import samples_in
+from mpdiag.target.batches import FEW_BATCHES, samples_in
 from mpdiag.target.metrics import metric_notes
 from mpdiag.training.session import open_session
 from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
@@ -217,6 +217,8 @@ class VerificationRun:
             if index > 0 and over(pace.build_seconds + sum(owed.values())):
                 break  # before the batches of another seed are drawn
             start = self._start((seed + index) % 2**64, plan.steps)
+            if len(start.batches) < plan.steps and not any(note.startswith(FEW_BATCHES) for note in self.job.notes):
+                self.job.note(f"{FEW_BATCHES} {len(start.batches)} batches, which the runs repeat in the same order")
             for arm in plan.arms:
                 if arm.name not in owed and over(seconds_of[arm.name] + sum(owed.values())):
                     continue  # a quicker one may still fit

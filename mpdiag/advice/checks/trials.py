@@ -205,14 +205,16 @@ class TrainingFails(TrialCheck):
 
 
 class ControlsDidNotFail(TrialCheck):
-    """No control arm was worse, so the runs do not show that the test can notice harm on this job.
+    """No control arm was worse in a finite loss, so the runs do not show that the test can notice harm on this job.
 
     Why it is bad: it is not, and often means an easy job: even FP16 without a loss scale or master weights keeps up.
     But "equivalent" says less then: longer runs may tell what these cannot.
 
-    Threshold: information: controls were run, and none of them failed.
+    Threshold: information: a control kept up, and none was worse; one that broke (not finite) shows only that breakage
+    is noticed.
 
-    Remedy: more steps (`--verify-steps`), until a control fails or the job's own length is reached.
+    Remedy: a later stage of training (`--start-from`), where gradients are smaller, or more steps (`--verify-steps`,
+    with the `--time-budget` for them), until a control fails or the job's own length is reached.
 
     Source: assay sensitivity, the condition of any equivalence test (ICH E10, section 1.5).
     """
@@ -233,7 +235,7 @@ class ControlsDidNotFail(TrialCheck):
                 "the verification",
                 f"{' and '.join(kept_up)} did not fall behind FP32 in {number(steps)} steps, so these "
                 "runs do not show that the test can fail here",
-                "verify over more steps",
+                "verify from a later stage of training, or over more steps",
                 {"steps": steps, "controls": len(kept_up)},
-                f"mpdiag scan model.py --verify-steps {10 * steps}\n",
+                "mpdiag scan YOUR_FILE.py --start-from CHECKPOINT\n",
             )
