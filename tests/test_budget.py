@@ -87,6 +87,21 @@ def test_a_job_that_becomes_slower_than_foreseen_is_cut_between_runs_and_every_s
     assert {arm for arm, _ in run} > {"fp32", "fp16"}
 
 
+def test_a_job_that_becomes_quicker_than_foreseen_has_the_seeds_that_were_asked_for(scanned):
+    """As on a machine that was busy while the runs were planned."""
+    slow = scanned(27.0, build=0.1, step=0.05, verify_steps=20, seeds=8).verification
+    assert any(line.startswith("only 5 of 8 seeds were run") for line in slow.cut)
+    quick = scanned(27.0, build=0.1, step=0.05, slower=0.1, verify_steps=20, seeds=8).verification
+    assert len({trial.seed for trial in quick.trials}) == 8
+    assert not any("seeds were run" in line or line.startswith("not run") for line in quick.cut)
+    some = scanned(27.0, build=0.1, step=0.05, slower=0.7, verify_steps=20, seeds=8).verification
+    count = len({trial.seed for trial in some.trials})
+    assert 5 < count < 8
+    assert [line.partition(":")[0] for line in some.cut if "seeds were run" in line] == [
+        f"only {count} of 8 seeds were run"
+    ]
+
+
 def test_what_is_cut_is_told_by_the_budget_that_was_asked_for(scanned):
     found = scanned(27.0, build=1.5, step=0.05)
     told = next(line for line in found.verification.cut if "steps were trained" in line or "seeds were run" in line)

@@ -81,7 +81,7 @@ def test_the_estimate_shares_a_budget_as_the_verification_does():
 
 
 def test_the_estimate_counts_the_rehearsal_that_there_is():
-    from mpdiag.verify.run import REHEARSAL_STEPS
+    from mpdiag.verify.rehearsal import REHEARSAL_STEPS
 
     assert time_needed.REHEARSAL_STEPS == REHEARSAL_STEPS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpdiag.settings import MIN_VERIFY_STEPS, SEEDS
 from mpdiag.training.precision import Precision
@@ -10,6 +10,7 @@ from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PURE, FP16_UNSCALED, F
 
 EASY_STEPS = 4 * MIN_VERIFY_STEPS  # kept where a seed can go for them
 FEW_STEPS = 2 * MIN_VERIFY_STEPS  # ... and where fewer than three would remain: two seeds hardly give an interval
+ONLY = "only {seeds} of {wanted} seeds were run"
 CUT_FIRST = (FP16_PURE, FP32_CONFIGURED, BF16, FP16_UNSCALED)  # least needed for the answer first
 
 
@@ -93,5 +94,15 @@ def fit(
     if steps < wanted_steps:
         cut.append(f"only {steps} of {wanted_steps} steps were trained: {why()}")
     if seeds < wanted_seeds:
-        cut.append(f"only {seeds} of {wanted_seeds} seeds were run: {why()}")
+        cut.append(f"{ONLY.format(seeds=seeds, wanted=wanted_seeds)}: {why()}")
     return Plan(tuple(kept), steps, seeds, tuple(cut))
+
+
+def grown(plan: Plan, seeds: int, wanted_seeds: int) -> Plan:
+    """The plan as it was run, where there was time for more seeds than it had; what it cut is told by them."""
+    if seeds <= plan.seeds:
+        return plan
+    planned = ONLY.format(seeds=plan.seeds, wanted=wanted_seeds)
+    told = ONLY.format(seeds=seeds, wanted=wanted_seeds)
+    cut = (line.replace(planned, told) for line in plan.cut if seeds < wanted_seeds or not line.startswith(planned))
+    return replace(plan, seeds=seeds, cut=tuple(cut))

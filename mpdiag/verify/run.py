@@ -21,7 +21,6 @@ from mpdiag.settings import MAX_HALVINGS, TRAINING_SHARE
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import FEW_BATCHES, samples_in
 from mpdiag.target.metrics import metric_notes
-from mpdiag.training.session import open_session
 from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
 from mpdiag.verify.compare import compare_arms
 from mpdiag.verify.controls import control_outcomes
@@ -31,12 +30,12 @@ from mpdiag.verify.costs_asked import CostsAsked
 from mpdiag.verify.curve_band import curve_bands
 from mpdiag.verify.deadline import Deadline, left_of, short
 from mpdiag.verify.gradient_check import affordable, arms_to_check, check_gradients
-from mpdiag.verify.plan import Pace, Plan, fit
+from mpdiag.verify.plan import Pace, Plan, fit, grown
 from mpdiag.verify.prediction import compare_with_fp16
+from mpdiag.verify.rehearsal import rehearse
 from mpdiag.verify.trials import train_arm
 from mpdiag.verify.verdict import decide, train_with
 
-REHEARSAL_STEPS = 4  # the first is warm-up; of the others the quickest counts, for others may use the machine
 OVERRUN = 1.1  # no further run is begun that would end past this much of its share of the budget
 GRADIENTS_SHARE = 0.08  # of the time budget: two dozen passes, where the training runs are some thousand steps
 LEAST_COUNTS = 3  # steps of a prediction: what is foretold is an FP32 step and one that flushes, FP16's own is seen
@@ -187,7 +186,7 @@ class VerificationRun:
     ) -> Plan:  # fmt: skip
         """The training runs. asked: what is measured after them, None for nothing."""
         budget_seconds = (TRAINING_SHARE if asked else 1.0) * whole_seconds
-        pace = self._rehearse(arms, seed)
+        pace = rehearse(self.job, self._start(seed, 1), arms, self.device)
         self._check_gradients(arms, seed, pace, GRADIENTS_SHARE * whole_seconds)
         used = time.perf_counter() - began
         left = max(budget_seconds - used, 0.0)
@@ -212,9 +211,10 @@ class VerificationRun:
         def over(needs_seconds: float) -> bool:
             return time.perf_counter() - began + needs_seconds > OVERRUN * budget_seconds
 
-        for index in range(plan.seeds):
+        for index in range(seeds):  # also beyond the plan, where the runs turn out quicker than the rehearsal
             owed = {name: seconds_of[name] for name in (BASELINE, FP16)}  # the pair without which a seed says nothing
-            if index > 0 and over(pace.build_seconds + sum(owed.values())):
+            wanted = owed if index < plan.seeds else seconds_of  # beyond the plan, a seed with all its arms
+            if index > 0 and over(pace.build_seconds + sum(wanted.values())):
                 break  # before the batches of another seed are drawn
             start = self._start((seed + index) % 2**64, plan.steps)
             if len(start.batches) < plan.steps and not any(note.startswith(FEW_BATCHES) for note in self.job.notes):
@@ -222,14 +222,17 @@ class VerificationRun:
             for arm in plan.arms:
                 if arm.name not in owed and over(seconds_of[arm.name] + sum(owed.values())):
                     continue  # a quicker one may still fit
-                report(f"verify {arm.name}, seed {start.seed} ({index + 1} of {plan.seeds}), {plan.steps} steps")
+                of = max(plan.seeds, index + 1)
+                report(f"verify {arm.name}, seed {start.seed} ({index + 1} of {of}), {plan.steps} steps")
                 ran = time.perf_counter()
                 self.trials.append(train_arm(self.job, arm, start, plan.steps, self.device))
                 seconds_of[arm.name] = time.perf_counter() - ran
                 owed.pop(arm.name, None)
                 self.on_progress()
-        self._note_unrun(plan, seed)
-        return plan
+        ran_plan = grown(plan, len({trial.seed for trial in self.trials}), seeds)
+        self.cut[:] = [*(line for line in self.cut if line not in plan.cut), *ran_plan.cut]
+        self._note_unrun(ran_plan, seed)
+        return ran_plan
 
     def _check_gradients(self, arms: list[Arm], seed: int, pace: Pace, seconds: float) -> None:
         """Compare the arms' first gradients with FP32's, if that fits into so many seconds."""
@@ -240,12 +243,7 @@ class VerificationRun:
             return
         try:
             self.gradients = check_gradients(self.job, self._start(seed, batches), checked, self.device, batches)
-        except (
-            MpdiagError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-        ) as error:  # a check that nobody asked for ends nothing
+        except (MpdiagError, RuntimeError, ValueError, TypeError) as error:  # nobody asked for it: it ends nothing
             release_memory()
             self.gradients = GradientCheck(reason=f"not measured: {safe_text(error)}")
 
@@ -262,36 +260,3 @@ class VerificationRun:
         if total:
             named = ", ".join(unrun[:NAMED_UNRUN]) + (f" and {total - NAMED_UNRUN} more" if total > NAMED_UNRUN else "")
             self.cut.append(f"not run, the time budget was used up: {named}")
-
-    def _rehearse(self, arms: list[Arm], seed: int) -> Pace:
-        """The pace of the baseline and of FP16, to plan with.
-
-        An FP16 arm that fails counts as the baseline; so does a metric that fails as free.
-        """
-        start = self._start(seed, 1)
-        seconds: dict[str, float] = {}
-        first: list[float] = []
-        build = evaluate = 0.0
-        for arm in (a for a in arms if a.name in (BASELINE, FP16)):
-            try:
-                opened = time.perf_counter()
-                with open_session(self.job, start, arm.precision, self.device) as run:
-                    build = max(build, time.perf_counter() - opened)
-                    times = []
-                    for step in range(REHEARSAL_STEPS):
-                        began = time.perf_counter()
-                        losses = run.step(run.place(start.batch(step)))
-                        float(next(iter(losses.values())))  # wait for the device
-                        times.append(time.perf_counter() - began)
-                    seconds[arm.name] = min(times[1:])
-                    first.append(times[0] - seconds[arm.name])
-                    if arm.name == BASELINE:
-                        began = time.perf_counter()
-                        run.evaluate()
-                        evaluate = time.perf_counter() - began
-            except MpdiagError as error:
-                if arm.name == BASELINE or error.slug == "out-of-memory":
-                    raise
-                seconds[arm.name] = seconds.get(BASELINE, 0.0)
-        # the first of all first steps starts the device: of two, the shorter one is what every run has
-        return Pace(seconds, build, max(min(first), 0.0), evaluate)
