@@ -129,7 +129,7 @@ def _capture(
     from mpdiag.capture.autocast_types import observe
     from mpdiag.capture.run import Observation, observe_training
     from mpdiag.capture.selftest import run_selftest
-    from mpdiag.target.batches import FEW_BATCHES
+    from mpdiag.target.record import with_later_notes
 
     with draft.timed("selftest"):
         report("self-test: is the training bit-identical with the probe?")
@@ -144,18 +144,13 @@ def _capture(
     draft.finish = lambda: None
     if not observation.tables:
         raise UsageError("nothing-observed", "no tensor was observed", "check --include and --exclude")
-    notes = []
     if observation.own_autocast:
-        notes.append("the target opens autocast regions of its own: FP32 runs kept them in FP32")
+        job.note("the target opens autocast regions of its own: FP32 runs kept them in FP32")
     if options.include or options.exclude:
-        notes.append("loss scale and window cover only the tensors that --include and --exclude let through")
-    if len(start.batches) < options.last_step + 1:
-        notes.append(f"{FEW_BATCHES} {len(start.batches)} batch(es), which were repeated")
-    target = draft.diagnosis.target
-    if notes and target is not None:
-        draft.diagnosis = replace(draft.diagnosis, target=replace(target, notes=(*target.notes, *notes)))
+        job.note("loss scale and window cover only the tensors that --include and --exclude let through")
+    job.note_repeats(start, options.last_step + 1)
     draft.parts = observation.records_of_parts()
-    draft.update(capture=observation.record())
+    draft.update(capture=observation.record(), target=with_later_notes(draft.diagnosis.target, job))
 
 
 def _hand_over_capture(draft: Draft, observation: Observation) -> None:

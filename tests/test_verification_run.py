@@ -169,4 +169,4 @@ def test_a_fault_in_the_check_of_gradients_ends_nothing_and_halves_nothing(error
 
 def test_batches_that_the_runs_repeat_are_told_once(tmp_path):
     told = [note for note in run_with(16, tmp_path).job.notes if note.startswith("the target gives")]
-    assert told == ["the target gives 4 batches, which the runs repeat in the same order"]
+    assert told == ["the target gives 4 batches, repeated in the same order"]

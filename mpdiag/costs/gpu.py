@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+NEEDS_GPU = "needs a CUDA GPU"
+ON_THE_CPU = f"{NEEDS_GPU}; this run was on the CPU"
+
 
 @dataclass(frozen=True)
 class GpuState:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mpdiag.costs.gpu import NEEDS_GPU
 from mpdiag.device.memory import holds_the_card
 from mpdiag.errors import MpdiagError
 from mpdiag.measure.resize import largest_batch_of, resized
@@ -18,7 +19,6 @@ from mpdiag.target import Job, Start, load_job
 from mpdiag.training.precision import Precision, as_dict, from_dict
 from mpdiag.training.session import Session
 
-NEEDS_GPU = "needs a CUDA GPU"
 DRAWN = 8  # batches, the largest of which is measured
 MOST_SKIPS = 20  # of steps by the GradScaler: from 2^16 it reaches any useful scale
 LEAST_SECONDS = 20.0  # to start Python, torch and CUDA; with less a process would only be killed

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from mpdiag.costs.calibration import calibrate, ceilings
+from mpdiag.costs.gpu import NEEDS_GPU
 from mpdiag.costs.tensor_cores import BODIES, MATMULS, BodyReading, Calibration, Ceilings
 from mpdiag.device.block import Block, read_block
 from mpdiag.device.bodies import Body, matmul_size, ready_body, unsupported
@@ -17,7 +18,6 @@ from mpdiag.device.nvml import Nvml
 from mpdiag.device.stopwatch import release_memory, time_block
 from mpdiag.errors import safe_text
 
-NEEDS_GPU = "needs a CUDA GPU"
 NO_ROOM = "the GPU's memory has no room for it"
 SECONDS = 8.0  # all six bodies: 1.02 s of each product and 0.34 s of the others are counted
 # of that, a body: a product is what the power limit slows down. The rest loads, and rests before the bursts

@@ -12,13 +12,13 @@ import torch
 
 from mpdiag.costs.calibration import judge_gpm
 from mpdiag.costs.energy import EnergyUse
-from mpdiag.costs.gpu import GpuSharing, states_seen
+from mpdiag.costs.gpu import NEEDS_GPU, GpuSharing, states_seen
 from mpdiag.costs.tensor_cores import Calibration, GpmEvidence
 from mpdiag.costs.timing import Timing
 from mpdiag.device.block import Block, Rest, read_block
 from mpdiag.device.nvml import ENERGY_TICK_SECONDS, Nvml
 from mpdiag.errors import MpdiagError
-from mpdiag.measure.sharing import NEEDS_GPU, look_for_others
+from mpdiag.measure.sharing import look_for_others
 from mpdiag.measure.steady import SteadyRun
 from mpdiag.measure.turns import turns_of
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from mpdiag.costs.gpu import GpuSharing
+from mpdiag.costs.gpu import NEEDS_GPU, GpuSharing
 from mpdiag.device.block import Rest, watch_rest
 from mpdiag.device.nvml import Nvml
 
-NEEDS_GPU = "needs a CUDA GPU"
 REST_SECONDS = 2.5  # the energy counter moves 25 times, 20 of which make an idle power
 SHORT_REST_SECONDS = 0.5  # enough to see work (GPM needs 0.2 s), too short for an idle power
 ACTIVE_ABOVE = 0.02  # of the time, by GPM: a GPU at rest reads 0.000

@@ -11,6 +11,7 @@ import torch
 from torch.nn.modules import module as torch_module
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from mpdiag.costs.gpu import NEEDS_GPU
 from mpdiag.costs.kernels import ArmKernels, Flops
 from mpdiag.costs.tensor_cores import Ceilings
 from mpdiag.measure.flops import shapes_of
@@ -24,7 +25,6 @@ from mpdiag.measure.step_findings import findings_of
 from mpdiag.measure.trace_events import MODULE, STEP, Trace, read_trace
 
 STEPS = 3  # enough to see what varies; a trace of a large model is tens of megabytes a step
-NEEDS_GPU = "needs a CUDA GPU"
 COMPILED = "the arm runs through torch.compile: one kernel does the work of several modules"
 NO_KERNELS = (
     "the profiler saw no kernel; another tool may hold CUPTI (Nsight, DCGM profiling, a debugger), "

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
 from mpdiag.report.accuracy_words import standing, verdict_in_words
-from mpdiag.report.cost_words import REFERENCES, ratio_of
+from mpdiag.report.cost_words import CONFIGURED, REFERENCES, TF32, ratio_of
 from mpdiag.report.digest import STOPPED_BEFORE
 from mpdiag.report.html_numbers import THIN, power, prose, share, size
 from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
@@ -143,7 +143,7 @@ def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
 def _nearer(diagnosis: Diagnosis) -> Markup | None:
     """The same against what the user has already, or could have: the baseline chosen is most of a gain."""
     run = diagnosis.verification
-    ratios = (ratio_of(run, "step_time_ms", "fp16", name) for name in ("fp32-configured", "tf32")) if run else ()
+    ratios = (ratio_of(run, "step_time_ms", "fp16", name) for name in (CONFIGURED, TF32)) if run else ()
     nearest = next((c for c in ratios if c is not None), None)
     if nearest is None:
         return None

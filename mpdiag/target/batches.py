@@ -17,7 +17,6 @@ from mpdiag.errors import UsageError
 
 MOST_DIMS = 8  # video has five; a larger BATCH_DIM was mistyped
 SHOWN_SIZES = 4
-FEW_BATCHES = "the target gives"  # how the notes on repeated batches begin, of which one is enough
 LEAST_TIMED = 3  # batches: the first may start workers, and one alone may be any
 
 

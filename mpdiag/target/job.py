@@ -145,6 +145,12 @@ class Job:
         if note not in self.notes:
             self.notes = (*self.notes, note)
 
+    def note_repeats(self, start: Start, steps: int) -> None:
+        """Keep that so many steps go through a start's batches more than once."""
+        count = len(start.batches)
+        if count < steps:
+            self.note(f"the target gives {count} batch{'es' if count > 1 else ''}, repeated in the same order")
+
     def _module(self) -> torch.nn.Module:
         model = self.build_model()
         if not isinstance(model, torch.nn.Module):

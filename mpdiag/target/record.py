@@ -10,7 +10,7 @@ import torch
 
 from mpdiag.diagnosis import TargetRecord
 from mpdiag.errors import UsageError
-from mpdiag.target.batches import FEW_BATCHES, batch_notes, samples_in
+from mpdiag.target.batches import batch_notes, samples_in
 from mpdiag.target.fingerprint import batch_hash
 from mpdiag.target.job import Job, Start
 
@@ -42,12 +42,8 @@ def target_record(job: Job, start: Start) -> TargetRecord:
 
 def with_later_notes(record: TargetRecord | None, job: Job) -> TargetRecord | None:
     """The record with the notes that the job's runs have added since it was made."""
-    if record is None:
-        return None
-    repeated = any(note.startswith(FEW_BATCHES) for note in record.notes)
-    later = (note for note in job.notes if note not in record.notes)
-    told = tuple(note for note in later if not (repeated and note.startswith(FEW_BATCHES)))
-    return replace(record, notes=(*record.notes, *told)) if told else record
+    later = tuple(note for note in job.notes if record is not None and note not in record.notes)
+    return replace(record, notes=(*record.notes, *later)) if record is not None and later else record
 
 
 def typed_target(record: TargetRecord) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mpdiag.accuracy import PairedTest
 from mpdiag.diagnosis import Comparison, Trial
@@ -33,12 +33,8 @@ from mpdiag.verify.paired_test import (
     seeds_needed,
     whole_step,
 )
+from mpdiag.verify.twins import Pairs, distinct
 
-SAME_START = 1e-5  # runs whose first losses agree to this share began alike: it is rounding that tells them apart
-FIRST_LOSSES = 3  # ... one is not enough: with a last layer of zeros every seed begins at the same loss
-LEFT = 1e-3  # of the first loss: a loss that has moved so far has left it, which a warm-up may take many steps to
-LEAVING = 2  # losses that have left; twins go the same way then, and are chaos later
-SAME_WAY = 0.01  # of how far they have moved: of other batches or weights losses part by a tenth of it and more
 LARGEST = 1e150  # squares of more are beyond every float, and so is a spread
 LEAST_LOSSES = 2  # the first comes before any update, so it tells of the forward pass alone
 
@@ -52,8 +48,6 @@ NO_DIRECTION = "its name does not say which way is better: set HIGHER_IS_BETTER"
 ONE_SEED = "one seed gives no interval"  # what it takes is said once, among the next steps
 ABOUT_ZERO = "FP32's own runs are about zero in it: a longer run, or one from a trained state, would tell"
 ONE_RUN = "all seeds gave one run, which gives no interval"
-
-Pairs = Sequence[tuple[Trial, Trial]]
 
 
 def compare_arms(
@@ -76,35 +70,6 @@ def compare_arms(
             values = [_value(t, name) for t in trials if not _vast(t, name)]
             found.append(_quantity(name, arm, pairs, list(baseline.values()), lower, margins or {}, values))
     return tuple(found)
-
-
-def distinct(pairs: Pairs) -> list[tuple[Trial, Trial]]:
-    """The pairs whose baselines differ: a seed that changes nothing gives one run twice, not more evidence.
-
-    On a GPU such twins are not equal to the bit; runs that begin alike, and leave their first loss alike, are taken for
-    one.
-    """
-    kept: list[tuple[Trial, Trial]] = []
-    for pair in pairs:
-        if not any(_begin_alike(pair[0], other[0]) for other in kept):
-            kept.append(pair)
-    return kept
-
-
-def _begin_alike(one: Trial, other: Trial) -> bool:
-    if one.losses == other.losses:
-        return True
-    left = 0
-    for step, (a, b) in enumerate(zip(one.losses, other.losses, strict=False)):
-        moved = max(abs(a - one.losses[0]), abs(b - one.losses[0]))
-        allowed = SAME_START * max(abs(a), abs(b))
-        allowed = allowed if step < FIRST_LOSSES else max(allowed, SAME_WAY * moved)
-        if a != b and not abs(a - b) <= allowed < math.inf:
-            return False  # also where one is not finite
-        left += moved > LEFT * abs(one.losses[0])
-        if step >= FIRST_LOSSES - 1 and left >= LEAVING:
-            break
-    return bool(one.losses) and bool(other.losses)
 
 
 def endpoint(trial: Trial) -> float:
@@ -150,61 +115,34 @@ def _quantity(
 ) -> Comparison:
     """values: the quantity in every run of every arm, for how coarse it is."""
     used = [pair for pair in distinct(pairs) if name == "loss" or not _lacks(name, pair)]
-    base = [_value(b, name) for b, _ in used]
+    base = [_value(b, name) for b, _ in used or distinct(pairs)]
     other = [_value(c, name) for _, c in used]
-    fp32 = base or [_value(b, name) for b, _ in distinct(pairs)]
     margin = _margin(name, baseline, margins)
     about_zero = margin is not None and margin.about_zero and lower_is_better is False
     vast = any(_vast(t, name) for pair in used or pairs for t in pair)
-    broken, not_given = _broken(name, pairs), _not_given(name, pairs)
-    judgement, difference, needed = Judgement("inconclusive", None), None, None
-    reason: str | None = None
-    if broken is not None:
-        judgement, reason = Judgement("worse", None, noninferior=False), broken
-    elif not used:
-        reason = "no paired run"
-    elif name == "loss" and any(len(t.losses) < LEAST_LOSSES for pair in used for t in pair):
-        reason = ONE_STEP
-    elif vast:
-        reason = TOO_LARGE
-    elif margin is None or not all(map(math.isfinite, base)):
-        reason = "the FP32 baseline is not finite"
-    elif len(used) == 1:
-        difference, reason = other[0] - base[0], ONE_SEED if len(pairs) == 1 else ONE_RUN
-    else:
-        differences = [c - b for b, c in zip(base, other, strict=True)]
-        difference = statistics.fmean(differences)
-        exact = name == "loss" or _same_runs(used, name)
-        step = None if exact else resolution_of(values)
-        if not exact and step is None and not any(differences):  # equal to the bit though the losses are not: it counts
-            step = resolution_of(base, math.inf)  # ... few things, where FP32's own runs are far apart (7 or 8 of ten)
-        elif not exact and step is None:  # judge() heeds it where all pairs differ by the same: a hit fewer of 20
-            step = whole_step([*base, *other])
-        judgement = judge(differences, margin.value, lower_is_better, margin.beyond, step)
-        if about_zero and judgement.verdict in ("equivalent", "inconclusive") and judgement.interval != (0.0, 0.0):
-            judgement, reason = replace(judgement, verdict="inconclusive", noninferior=None), ABOUT_ZERO
-        elif judgement.verdict == "inconclusive":
-            needed = seeds_needed(judgement, margin)
-            reason = _undecided(judgement, margin, needed)
-            if lower_is_better is None and _moved(judgement, margin):
-                needed, reason = None, NO_DIRECTION
-        elif not exact and step is None and judgement.interval == (0.0, 0.0):
-            reason = NO_STEP_SEEN
-    if not_given is not None and judgement.verdict != "worse":  # whatever the seeds say that have it
-        judgement, difference, needed, reason = Judgement(NOT_GIVEN, None), None, None, not_given
+    broken = _broken(name, pairs)
+    found = _Found(Judgement("worse", None, noninferior=False), broken) if broken is not None else None
+    found = found or _unjudged(name, pairs, used, margin, vast)
+    if found is None:
+        assert margin is not None  # else it is unjudged
+        found = _judged(name, used, margin, about_zero, lower_is_better, values)
+    not_given = _not_given(name, pairs)
+    if not_given is not None and found.judgement.verdict != "worse":  # whatever the seeds say that have it
+        found = _Found(Judgement(NOT_GIVEN, None), not_given)
+    judgement = found.judgement
     return Comparison(
         quantity=name,
         unit="mean loss of the second half" if name == "loss" else "metric",
         baseline=BASELINE,
         candidate=arm,
-        baseline_value=None if vast else statistics.fmean(fp32) if fp32 else math.nan,
+        baseline_value=None if vast else statistics.fmean(base) if base else math.nan,
         candidate_value=statistics.fmean(other) if broken is None and not vast and _all_finite(other) else None,
-        difference=difference,
+        difference=found.difference,
         interval=judgement.interval,
         margin=margin.value if margin else None,
         seeds=len(used),
         verdict=judgement.verdict,
-        reason=reason,
+        reason=found.reason,
         test=PairedTest(
             margin_from=margin.words if margin else "no FP32 run gives a number",
             noninferior=judgement.noninferior,
@@ -212,11 +150,63 @@ def _quantity(
             spread=judgement.spread,
             seed_noise=margin.seed_noise if margin else None,
             worse_beyond=margin.beyond if margin else None,
-            seeds_needed=needed,
+            seeds_needed=found.seeds_needed,
             resolution=judgement.resolution,
             about_zero=about_zero,
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A judgement, and what a comparison says beside it."""
+
+    judgement: Judgement
+    reason: str | None = None
+    difference: float | None = None
+    seeds_needed: int | None = None
+
+
+def _unjudged(name: str, pairs: Pairs, used: Pairs, margin: Margin | None, vast: bool) -> _Found | None:
+    """Why there is nothing to test; None where there is. `used` are the pairs that count."""
+    open_ = Judgement("inconclusive", None)
+    if not used:
+        return _Found(open_, "no paired run")
+    if name == "loss" and any(len(t.losses) < LEAST_LOSSES for pair in used for t in pair):
+        return _Found(open_, ONE_STEP)
+    if vast:
+        return _Found(open_, TOO_LARGE)
+    if margin is None or not all(math.isfinite(_value(b, name)) for b, _ in used):
+        return _Found(open_, "the FP32 baseline is not finite")
+    if len(used) == 1:
+        reason = ONE_SEED if len(pairs) == 1 else ONE_RUN
+        return _Found(open_, reason, _value(used[0][1], name) - _value(used[0][0], name))
+    return None
+
+
+def _judged(
+    name: str, used: Pairs, margin: Margin, about_zero: bool, lower_is_better: bool | None, values: Sequence[float]
+) -> _Found:
+    """The test on two pairs or more; values: as of `_quantity`."""
+    base, other = ([_value(pair[which], name) for pair in used] for which in (0, 1))
+    differences = [c - b for b, c in zip(base, other, strict=True)]
+    difference = statistics.fmean(differences)
+    exact = name == "loss" or _same_runs(used, name)
+    step = None if exact else resolution_of(values)
+    if not exact and step is None:
+        # few things are counted, and FP32's own runs are far apart (7 or 8 hits of ten): equal to the bit, though the
+        # losses are not, or a hit fewer in every pair, which judge() heeds where all pairs differ by the same
+        step = whole_step([*base, *other]) if any(differences) else resolution_of(base, math.inf)
+    judgement = judge(differences, margin.value, lower_is_better, margin.beyond, step)
+    if about_zero and judgement.verdict in ("equivalent", "inconclusive") and judgement.interval != (0.0, 0.0):
+        return _Found(replace(judgement, verdict="inconclusive", noninferior=None), ABOUT_ZERO, difference)
+    if judgement.verdict == "inconclusive":
+        if lower_is_better is None and _moved(judgement, margin):
+            return _Found(judgement, NO_DIRECTION, difference)
+        needed = seeds_needed(judgement, margin)
+        return _Found(judgement, _undecided(judgement, margin, needed), difference, needed)
+    unseen = not exact and step is None and judgement.interval == (0.0, 0.0)
+    return _Found(judgement, NO_STEP_SEEN if unseen else None, difference)
 
 
 def _same_runs(pairs: Pairs, name: str) -> bool:

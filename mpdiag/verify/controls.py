@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from mpdiag.accuracy import ControlOutcome
 from mpdiag.diagnosis import Comparison
-from mpdiag.verify.arms import FP16_UNSCALED
+from mpdiag.verify.arms import FP16_PURE, FP16_UNSCALED
 from mpdiag.verify.compare import CRASHED, NOT_GIVEN
 
-CONTROLS = (FP16_UNSCALED, "fp16-pure")
+CONTROLS = (FP16_UNSCALED, FP16_PURE)
 
 
 def control_outcomes(comparisons: Sequence[Comparison]) -> tuple[ControlOutcome, ...]:

@@ -10,7 +10,7 @@ from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
 from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.diagnosis import Comparison, Trial
-from mpdiag.verify.arms import TF32
+from mpdiag.verify.arms import FP32_CONFIGURED, TF32
 from mpdiag.verify.block_ratio import (
     NARROW,
     geometric_mean,
@@ -26,7 +26,7 @@ MEMORY_NOISE = 0.01  # the allocator rounds blocks to 512 bytes and to 2 MiB seg
 
 STEP_TIME, PEAK_MEMORY, ENERGY = "step_time_ms", "peak_memory_bytes", "energy_joules_per_sample"
 TENSOR_CORE = "tensor_core"
-REFERENCES = ("fp32-configured", TF32)  # what users may train with today: which of them decides most of a speed-up
+REFERENCES = (FP32_CONFIGURED, TF32)  # what users may train with today: which of them decides most of a speed-up
 NO_NOISE = "FP32 against itself has too few blocks to tell the machine's noise"
 NOT_A_CANDIDATE = "only FP32 and the candidates for training have a run for it"
 UNITS = {STEP_TIME: "ms a step", PEAK_MEMORY: "bytes", ENERGY: "joules a sample"}

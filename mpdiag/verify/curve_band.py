@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mpdiag.accuracy import CurveBand
 from mpdiag.diagnosis import Trial
 from mpdiag.verify.arms import BASELINE
-from mpdiag.verify.compare import distinct
+from mpdiag.verify.twins import distinct
 
 FEWEST_SEEDS = 3  # two have two sign patterns: a band of 50 % says nothing
 WANTED = 0.9  # as sure as the intervals of the endpoints

@@ -38,21 +38,20 @@ def plan_windows(
     ones. The last plan is given even where it does not fit; `needs_seconds` tells.
     """
     enough = _plan(names, ROUNDS, SHORT_SECONDS, ready_seconds)
-    fewest = [name for name in names if name not in LEAST_NEEDED]
+    fewer, fewest = ([name for name in names if name not in LEAST_NEEDED[:count]] for count in (1, 2))
     plans = (
         _plan(names, MORE_ROUNDS, LONG_SECONDS, ready_seconds),
         _plan(names, ROUNDS, LONG_SECONDS, ready_seconds),
         enough,
-        *(
-            _plan([name for name in names if name not in LEAST_NEEDED[:count]], ROUNDS, SHORT_SECONDS, ready_seconds)
-            for count in (1, 2)
-        ),
+        _plan(fewer, ROUNDS, SHORT_SECONDS, ready_seconds),
+        _plan(fewest, ROUNDS, SHORT_SECONDS, ready_seconds),
+        _plan(names, 1, SHORT_SECONDS, ready_seconds),
+        _plan(fewest, 1, SHORT_SECONDS, ready_seconds),
     )
     room = room_seconds - later_seconds
     if enough.needs_seconds > room:
         room = room_seconds
-    once = (_plan(names, 1, SHORT_SECONDS, ready_seconds), _plan(fewest, 1, SHORT_SECONDS, ready_seconds))
-    return next((plan for plan in (*plans, *once) if plan.needs_seconds <= room), once[-1])
+    return next((plan for plan in plans if plan.needs_seconds <= room), plans[-1])
 
 
 def _plan(names: Sequence[str], rounds: int, seconds: float, ready_seconds: Mapping[str, float]) -> WindowPlan:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mpdiag.accuracy import NO_GRADIENT_CHECK, GradientCheck
+from mpdiag.costs.gpu import ON_THE_CPU
 from mpdiag.costs.record import Costs
 from mpdiag.device.stopwatch import release_memory
 from mpdiag.diagnosis import Advice, Capture, Trial, Verification
@@ -19,7 +20,7 @@ from mpdiag.measure.child import end_children
 from mpdiag.measure.resize import halved
 from mpdiag.settings import MAX_HALVINGS, TRAINING_SHARE
 from mpdiag.target import Job, Start
-from mpdiag.target.batches import FEW_BATCHES, samples_in
+from mpdiag.target.batches import samples_in
 from mpdiag.target.metrics import metric_notes
 from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
 from mpdiag.verify.compare import compare_arms
@@ -40,7 +41,6 @@ OVERRUN = 1.1  # no further run is begun that would end past this much of its sh
 GRADIENTS_SHARE = 0.08  # of the time budget: two dozen passes, where the training runs are some thousand steps
 LEAST_COUNTS = 3  # steps of a prediction: what is foretold is an FP32 step and one that flushes, FP16's own is seen
 NAMED_UNRUN = 6
-NO_GPU = "needs a CUDA GPU; this run was on the CPU"
 
 Report = Callable[[str], None]
 
@@ -68,7 +68,7 @@ class VerificationRun:
 
     def record(self, interrupted: bool = False) -> Verification:
         """What has been found so far, judged; an interrupted run is inconclusive."""
-        missing = NO_GPU if self.device.type != "cuda" else self.missing
+        missing = ON_THE_CPU if self.device.type != "cuda" else self.missing
         costs = self.costs.record() if self.costs is not None else Costs.absent(missing)
         trials = tuple(with_costs(self.trials, costs))
         comparisons = compare_arms(trials, self.higher_is_better, self.job.margins)
@@ -217,8 +217,7 @@ class VerificationRun:
             if index > 0 and over(pace.build_seconds + sum(wanted.values())):
                 break  # before the batches of another seed are drawn
             start = self._start((seed + index) % 2**64, plan.steps)
-            if len(start.batches) < plan.steps and not any(note.startswith(FEW_BATCHES) for note in self.job.notes):
-                self.job.note(f"{FEW_BATCHES} {len(start.batches)} batches, which the runs repeat in the same order")
+            self.job.note_repeats(start, plan.steps)
             for arm in plan.arms:
                 if arm.name not in owed and over(seconds_of[arm.name] + sum(owed.values())):
                     continue  # a quicker one may still fit

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from mpdiag.costs.gpu import ON_THE_CPU
 from mpdiag.diagnosis import Trial
 from mpdiag.errors import MpdiagError
 from mpdiag.target import Job, Start
@@ -14,9 +15,9 @@ from mpdiag.target.metrics import NO_METRIC
 from mpdiag.training.precision import emulated
 from mpdiag.training.session import open_session, total
 from mpdiag.verify.arms import BASELINE, Arm
+from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME, TENSOR_CORE
 
-_COSTS = ("peak_memory_bytes", "step_time_ms", "tensor_core", "energy_joules_per_sample")
-_NEEDS_GPU = "needs a CUDA GPU; this run was on the CPU"
+_COSTS = (PEAK_MEMORY, STEP_TIME, TENSOR_CORE, ENERGY)
 _NO_EVALUATE = "the target defines no evaluate(model)"
 _COSTS_ONCE = "costs are measured once an arm, with the first seed"
 
@@ -33,7 +34,7 @@ def train_arm(
     losses: list[float] = []
     scales: list[float] = []
     metric, error = None, None
-    reasons = dict.fromkeys(_COSTS, _NEEDS_GPU if device.type != "cuda" else _COSTS_ONCE)
+    reasons = dict.fromkeys(_COSTS, ON_THE_CPU if device.type != "cuda" else _COSTS_ONCE)
     try:
         with open_session(job, start, arm.precision, device) as run:
             for step in range(steps):

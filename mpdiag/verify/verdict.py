@@ -9,6 +9,7 @@ from mpdiag.advice.checks.optimizer_state import NOTHING_TRAINS
 from mpdiag.diagnosis import Advice, Comparison, Finding, LossScaleAdvice, Trial
 from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP32_CONFIGURED, TF32
 from mpdiag.verify.compare import NOT_FINITE, NOT_GIVEN
+from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME
 
 PASSED = {"equivalent": "equals FP32", "noninferior": "is not worse than FP32"}
 """The states in which an arm may be trained in, and how the sentence says it."""
@@ -20,8 +21,7 @@ TELL_HOW = ("MP303", "MP305", "MP502")
 
 FIRM_SEEDS = 5  # fewer are a smoke test (README, "How verification judges"): the power of a paired test of equivalence
 NAMED = 4  # modules in the verdict's sentence; the plan has all
-_COSTS = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")
-_MEMORY = ("peak_memory_bytes", BASELINE)
+_COSTS = (STEP_TIME, PEAK_MEMORY, ENERGY)
 NEARER = {FP32_CONFIGURED: "your present settings", TF32: "TF32"}  # what users have, or can have; the first goes first
 
 
@@ -247,13 +247,13 @@ def _gain(arm: str, comparisons: Sequence[Comparison]) -> str:
     A step time is told against IEEE FP32, and against what the user has already: the baseline chosen is most of a gain.
     """
     mine = [c for c in comparisons if c.candidate == arm and c.difference]
-    times = {c.baseline: c for c in mine if c.quantity == "step_time_ms"}
+    times = {c.baseline: c for c in mine if c.quantity == STEP_TIME}
     parts = []
     if time := times.get(BASELINE):
         nearer = next((times[name] for name in NEARER if name in times), None)
         parts.append(_speed(time, "" if nearer is None else "IEEE FP32"))
         parts += [] if nearer is None else [_speed(nearer, NEARER[nearer.baseline])]
-    parts += [f"{c.difference:.2f}x the memory" for c in mine if (c.quantity, c.baseline) == _MEMORY]
+    parts += [f"{c.difference:.2f}x the memory" for c in mine if (c.quantity, c.baseline) == (PEAK_MEMORY, BASELINE)]
     return "; " + ", ".join(parts) if parts else ""
 
 
