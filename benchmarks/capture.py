@@ -30,14 +30,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from capture_models import FULL, MODELS, SMALL
 from capture_rows import HEAD, Block, judged, show, summarized
-from peers import HfDebug, HistcLog2, Observer, WandbStyle
-
 from mpdiag.capture.probe import Probe
 from mpdiag.device.environment import describe
 from mpdiag.device.precision_settings import fp32_products
 from mpdiag.device.stopwatch import release_memory
+from peers import HfDebug, HistcLog2, Observer, WandbStyle
 
 
 class Mpdiag(Observer):

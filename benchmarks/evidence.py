@@ -18,14 +18,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pages import PAGES
-
 from mpdiag import load
 from mpdiag.advice.configs import configs_for
 from mpdiag.diagnosis import Diagnosis
 from mpdiag.report.digest import verdict_of
 from mpdiag.report.html import render
 from mpdiag.verify.verdict import decide
+from pages import PAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 LAPTOP = "digits_laptop"

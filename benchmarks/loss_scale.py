@@ -28,11 +28,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+
 from loss_scale_jobs import JOBS
 from loss_scale_policies import POLICIES
 from loss_scale_reach import reach
 from loss_scale_runs import FP32, Row, Task, measure
-
 from mpdiag.device.environment import describe
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from loss_scale_making import Batches, job
 from torch import nn
 
+from loss_scale_making import Batches, job
 from mpdiag.target import Job
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from loss_scale_making import Batches, adamw, job, sgd
 from torch import nn
 
+from loss_scale_making import Batches, adamw, job, sgd
 from mpdiag.target import Job
 
 

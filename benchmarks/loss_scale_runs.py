@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+
 from loss_scale_jobs import BATCHES, JOBS
 from loss_scale_policies import POLICIES, Subject
-
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import map_tensors
 from mpdiag.training.precision import FP32_IEEE, Precision

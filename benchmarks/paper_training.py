@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paper_jobs import JOBS, PaperJob
 from torch.utils import _pytree as pytree
 
 from mpdiag.target import load_job
 from mpdiag.target.job import ONLY
 from mpdiag.training.precision import Precision
 from mpdiag.training.session import open_session, total
+from paper_jobs import JOBS, PaperJob
 
 ROOT = Path(__file__).resolve().parents[1]
 WARMUP_SHARE = 0.05  # of the training: transformers with the norms after the sums do not stand the full rate at once

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 import torch
-from loss_scale_jobs import JOBS
 
+from loss_scale_jobs import JOBS
 from mpdiag.capture.autocast_types import observe
 from mpdiag.capture.run import Observation, observe_training
 from mpdiag.device.environment import describe

@@ -1,13 +1,8 @@
 """A diagnosis in the making: what its stages took."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 import report_samples as samples
-
 from mpdiag.draft import Draft
 
 

@@ -8,17 +8,13 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
-
 from cost_samples import full_costs, with_reasons
-
 from mpdiag.accuracy import ControlOutcome, CurveBand, GradientCheck, GradientError, PairedTest
 from mpdiag.blocks import BlockCounts
 from mpdiag.costs.energy import EnergyUse

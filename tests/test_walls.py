@@ -14,10 +14,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # --import-mode=importlib adds no folder for neighbours
-
 import report_samples as samples
-
 from mpdiag.saved import to_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -89,9 +89,9 @@ def judge(interval: tuple[float, float], noise: float = 0.0, narrow: float = NAR
     """better (cheaper), worse, equivalent or inconclusive. noise: `noise_band` of the same blocks, 0 without one.
 
     Better and worse only where the whole interval lies beyond 3 % and beyond the noise. So no correction for the number
-    of arms is needed: simulated (tests/test_verdict_rates.py), at most 5 in 1000 measurements of equal arms call any of
-    their twelve ratios faster or slower, whatever the noise, from three rounds on. Over twelve rounds an arm that takes
-    10 % less is found in all where blocks scatter by 2 %, one that takes 35 % more where they scatter by 8 %.
+    of arms is needed: simulated (tests/verify/test_verdict_rates.py), at most 5 in 1000 measurements of equal arms call
+    any of their twelve ratios faster or slower, whatever the noise, from three rounds on. Over twelve rounds an arm
+    that takes 10 % less is found in all where blocks scatter by 2 %, one that takes 35 % more where by 8 %.
     """
     low, high = interval
     if noise <= narrow and 1 / (1 + narrow) < low and high < 1 + narrow:

@@ -103,7 +103,7 @@ def margin_for(
 
     Half the standard deviation between seeds, which n seeds know only roughly: of few seeds it is often too large
     (half of the time with many), and an arm that is worse by exactly half the true spread would then pass in 30 to 45 %
-    of all verifications instead of 5 % (tests/test_power.py). So the lower 95 % bound of it is taken, s times
+    of all verifications instead of 5 % (tests/verify/test_power.py). So the lower 95 % bound of it is taken, s times
     sqrt((n - 1) / chi2(0.95, n - 1)): 0.58 s with three seeds, 0.65 s with five, 0.71 s with eight. To be called worse
     (or better) an arm has to be beyond half of s itself; in between lies "inconclusive". Capped and floored at shares
     of `scale`, the mean magnitude of the FP32 values. `floor`: LOSS_FLOOR or METRIC_FLOOR.

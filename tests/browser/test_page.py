@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # --import-mode=importlib adds no folder for neighbours
-
 import report_samples as samples
-
 from mpdiag.diagnosis import Diagnosis
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.operations import OpRole, OpTable

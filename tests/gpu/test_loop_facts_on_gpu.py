@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # --import-mode=importlib adds no folder for neighbours
-
 import planted_costs  # noqa: F401 # these two enter their jobs into the tables of planted_faults
 import planted_loops  # noqa: F401
-from planted_faults import HEALTHY, PLANTS
-
 from mpdiag.capture.loop_facts import observe_loop
+from planted_faults import HEALTHY, PLANTS
 
 pytestmark = pytest.mark.gpu
 LOOPS = sorted(name for name in PLANTS if name.startswith("MP5"))

@@ -14,7 +14,7 @@ from mpdiag.diagnosis import TensorKind
 
 pytestmark = pytest.mark.gpu
 
-PATH = Path(__file__).resolve().parents[1] / "test_zoo.py"
+PATH = Path(__file__).resolve().parents[1] / "capture" / "test_zoo.py"
 spec = importlib.util.spec_from_file_location("zoo_on_gpu", PATH)
 zoo = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = zoo  # its dataclasses look themselves up there
