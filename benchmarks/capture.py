@@ -33,8 +33,8 @@ import torch
 
 from capture_models import FULL, MODELS, SMALL
 from capture_rows import HEAD, Block, judged, show, summarized
+from made_on import origin
 from mpdiag.capture.probe import Probe
-from mpdiag.device.environment import describe
 from mpdiag.device.precision_settings import fp32_products
 from mpdiag.device.stopwatch import release_memory
 from peers import HfDebug, HistcLog2, Observer, WandbStyle
@@ -187,9 +187,8 @@ def _reason(error: Exception) -> str:
 
 
 def record_of(rows: list[dict[str, object]], device: torch.device) -> dict[str, object]:
-    machine = vars(describe(device))
-    record = {"command": "python benchmarks/capture.py", "environment": machine, "rows": rows}
-    if "H100" in str(machine["gpu"]):
+    record = {**origin("python benchmarks/capture.py", device), "rows": rows}
+    if "H100" in str(record["environment"]["gpu"]):
         return record | {"targets": judged(rows)}
     return record | {"targets": [], "targets_not_judged": "they are set for an H100"}
 

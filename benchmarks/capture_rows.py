@@ -79,7 +79,7 @@ def _interval(row: dict[str, Any], bare: dict[str, dict[str, Any]]) -> tuple[flo
     return None if ratios is None else ratio_interval(ratios)
 
 
-# Reading every byte that is observed once at an H100's read ceiling of 3.04 TB/s (reports/count_kernel.md) takes 3.0 %
+# Reading every byte that is observed once at 3.03 TB/s, the most an H100 reads in reports/count_kernel.md, takes 3.0 %
 # of an FP32 step of GPT-2 (16.6 GB) and 7.1 % of ResNet-50's (33 GB): no observer is cheaper. Set above these before
 # the capture was written: 2 and 3 points more for hooks and tables; of every tenth step a tenth of it, rounded up.
 RATIO_LIMITS = {

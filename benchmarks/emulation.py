@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from made_on import origin
 from mpdiag.capture.autocast_types import observe
-from mpdiag.device.environment import describe
 from mpdiag.target import Job, Start, load_job
 from mpdiag.training.precision import FP32_IEEE, Precision
 from mpdiag.training.session import open_session, total
@@ -67,8 +67,7 @@ def main() -> None:
             f"{row['emulated_against_fp16']:>12.1e}{row['cpu_against_gpu_fp32']:>14.1e}"
         )
     record = {
-        "command": "python benchmarks/emulation.py",
-        "environment": vars(describe(torch.device("cuda", 0))),
+        **origin("python benchmarks/emulation.py", torch.device("cuda", 0)),
         "steps": STEPS,
         "rows": rows,
     }

@@ -22,7 +22,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from mpdiag.device.environment import describe
+from made_on import origin
 from mpdiag.device.precision_settings import fp32_products
 from mpdiag.device.select import select_device
 from mpdiag.device.stopwatch import release_memory, time_block
@@ -202,9 +201,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> None:
     asked, device = arguments(words), select_device("auto")
     record: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/harness.py", *words]),
+        **origin(shlex.join(["python", "benchmarks/harness.py", *words]), device),
         "reach": REACH,
-        "environment": asdict(describe(device)),
         "rows": [],
     }
     for subject in SUBJECTS if asked.only is None else [asked.only]:

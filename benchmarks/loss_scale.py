@@ -10,8 +10,8 @@
 - Share lost: at a few steps of the FP32 run its weights are kept; there each policy's scale of that step is tried with
   the batch of that step. Of the elements that are not zero in FP32 (outputs of leaf modules and parameters, element by
   element), those that are zero in FP16; `energy_lost` is their share of the squared norm. All policies are judged on
-  the same weights, by counts that are not mpdiag's own. Where the gradients overflow, nothing is lost but the step: it
-  is left out, and `overflows` counts it.
+  the same weights, by counts that are not mpdiag's own. Where the gradients overflow, the step is lost: `overflows`
+  counts it, and means are taken twice, without it and with all of it lost.
 - Jobs run in --workers processes at a time; no time is measured here. Runs that --seconds left no room for are named
   in `cut`. The JSON is written whenever a job's seed is done. --keep: rows already in OUT stay unless made anew.
 """
@@ -33,7 +33,7 @@ from loss_scale_jobs import JOBS
 from loss_scale_policies import POLICIES
 from loss_scale_reach import reach
 from loss_scale_runs import FP32, Row, Task, measure
-from mpdiag.device.environment import describe
+from made_on import origin
 
 
 def mean_lost(row: Row, what: str) -> float | None:
@@ -66,8 +66,7 @@ def record_of(rows: list[Row], cut: list[str], device: torch.device, steps: int)
     order = {name: index for index, name in enumerate((*JOBS, FP32, *POLICIES))}
     rows = sorted(rows, key=lambda row: (order[row["job"]], row["seed"], order[row["policy"]]))
     return {
-        "command": "python benchmarks/loss_scale.py",
-        "environment": vars(describe(device)),
+        **origin("python benchmarks/loss_scale.py", device),
         "steps": steps,
         "jobs": {name: (JOBS[name].__doc__ or "").rstrip(".") for name in JOBS},
         "policies": {name: (POLICIES[name].__doc__ or "").rstrip(".") for name in POLICIES},

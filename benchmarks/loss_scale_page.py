@@ -6,16 +6,16 @@ import math
 import statistics
 from typing import Any
 
-from loss_scale_reach import OURS, reach
+from loss_scale_reach import COUNTED, LEFT_OUT, OURS, reach
+from made_on import made_on
 
 
 def loss_scale_page(record: dict[str, Any]) -> str:
-    machine, rows = record["environment"], record["rows"]
-    on = f"{machine['gpu']}, driver {machine['driver']}" if machine["gpu"] else "a CPU, FP16 emulated, jobs made small"
+    rows = record["rows"]
     lines = [
         "# Loss scales: ours against others",
         "",
-        f"`{record['command']}` on {on}, torch {machine['torch']}. Steps a run: {record['steps']}. The same seeds, "
+        f"{made_on(record, ', FP16 emulated, jobs made small')}. Steps a run: {record['steps']}. The same seeds, "
         "weights and batches for all policies of a job.",
         "",
         *(f"- {name}: {what}" for name, what in record["policies"].items()),
@@ -30,10 +30,12 @@ def loss_scale_page(record: dict[str, Any]) -> str:
     for line in reach(rows):
         measured = "without bound" if line["measured"] is None else f"{line['measured']:.3g}"
         misses = "; ".join(line["misses"][:8]) + (" ..." if len(line["misses"]) > 8 else "")
-        verdict = "met" if line["met"] else f"missed {len(line['misses'])} times"
+        times = f" {len(line['misses'])} times" if len(line["misses"]) > 1 else ""
+        verdict = "met" if line["met"] else f"missed{times}"
         lines.append(f"| {line['what']} | {line['limit']} | {measured} | {verdict} | {misses} |")
     most = max((p["energy_lost"] for r in rows if r["policy"] == OURS for p in r.get("lost", []) if "energy_lost" in p),
                default=None)  # fmt: skip
+    lines += _two_rules(record)
     lines += [
         "",
         "By count, a scale one octave lower loses about twice the elements: within 1.1 times of the best is within "
@@ -66,6 +68,22 @@ def loss_scale_page(record: dict[str, Any]) -> str:
     if record["cut"]:
         lines += ["", f"Not run: {'; '.join(record['cut'])}."]
     return "\n".join(lines) + "\n"
+
+
+def _two_rules(record: dict[str, Any]) -> list[str]:
+    """Which of the two means is the target, and why there is another."""
+    overflows: dict[str, int] = {}
+    for row in record["rows"]:
+        found = sum("overflowed" in point for point in row.get("lost", []))
+        overflows[row["policy"]] = overflows.get(row["policy"], 0) + found
+    told = ", ".join(f"{policy} {count}" for policy, count in overflows.items() if count)
+    when = "after these runs" if "reach" in record else "after the first runs"  # which wrote down what they reached
+    return [
+        "",
+        f'Each mean stands there twice. The target was set as "{LEFT_OUT}"; "{COUNTED}" was added {when}, when the '
+        "first was seen to favour a policy that overflows: the step is skipped, and what it would have lost is in no "
+        f"mean. Checkpoints with an overflow: {told or 'none'}. What the first rule says stands.",
+    ]
 
 
 def _loss_scale_row(seeds: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:

@@ -77,10 +77,15 @@ def cost(record: Record, quantity: str, baseline: str = "fp32", arm: str = "fp16
 
 def peak_bytes(record: Record, arm: str) -> tuple[float | None, str | None]:
     """An arm's peak of allocated memory, or None and why there is none."""
+    use, costs = memory_use(record, arm), (record.get("verification") or {}).get("costs") or {}
+    return number_of(use.get("peak_allocated_bytes")), use.get("reason") or costs.get("memory_reason")
+
+
+def memory_use(record: Record, arm: str) -> Record:
+    """What was measured of an arm's memory; empty where it was not."""
     costs = (record.get("verification") or {}).get("costs") or {}
     uses = (use for use in costs.get("memory") or [] if isinstance(use, dict) and use.get("arm") == arm)
-    use = next(uses, {})
-    return number_of(use.get("peak_allocated_bytes")), use.get("reason") or costs.get("memory_reason")
+    return next(uses, {})
 
 
 def largest(record: Record) -> str | None:

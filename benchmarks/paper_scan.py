@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def budget_of(job: PaperJob, state: str, asked: Asked, left: float) -> float:
 
 def command(job: PaperJob, state: str, asked: Asked, budget: float, folder: str, checkpoint: Path | None) -> list[str]:
     """The words of a scan; its files go to `folder`."""
-    words = ["scan", f"examples/{job.example}.py", *_extent(job, state, asked), "--time-budget", f"{budget:.0f}"]
+    words = ["scan", f"examples/{job.example}.py", *extent_words(job, state, asked), "--time-budget", f"{budget:.0f}"]
     words += ["--plotly", "none", "--fail-on", "never"]
     words += ["--json", f"{folder}/scan.json", "--html", f"{folder}/scan.html"]
     if checkpoint is not None:
@@ -68,7 +68,7 @@ def command(job: PaperJob, state: str, asked: Asked, budget: float, folder: str,
     return [sys.executable, SCAN, *words]
 
 
-def _extent(job: PaperJob, state: str, asked: Asked) -> list[str]:
+def extent_words(job: PaperJob, state: str, asked: Asked) -> list[str]:
     """The words that say how much is to be run: two scans with the same ones are of the same plan."""
     late = state == "late"
     steps, seeds = (job.late_steps, job.late_seeds) if late else (INIT_STEPS, INIT_SEEDS)
@@ -90,7 +90,7 @@ def lacks(record: Record | None, job: PaperJob, state: str, asked: Asked) -> str
     stopped = bool(record.get("reason"))
     words = shlex.split(record.get("command") or "")
     said = words[words.index("scan") + 2 :] if "scan" in words else []  # what comes after the file
-    wanted = [word for word in _extent(job, state, asked) if word != "--largest-batch"]  # without it a part is missing
+    wanted = extent_words(job, state, replace(asked, largest_batch=False))  # without it a part is missing
     if said[: len(wanted)] != wanted or (stopped and state == "late"):
         return "all"
     if not asked.small and len({trial.get("seed") for trial in entries(record, "trials")}) < FEWEST_SEEDS:

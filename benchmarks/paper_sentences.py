@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+from mpdiag.formats import FP16
 from paper_jobs import PaperJob
 from paper_records import ARMS, Record, cost, entries, judged, name_of, number_of, verdict_of, why_not
+
+DEFAULT_EPS = 1e-8  # of torch's Adam and AdamW
 
 
 def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) -> str:
@@ -13,18 +18,20 @@ def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) 
         return f"- **{job.name}**: {why_not(states['late'] or states['init'], 'late', training)}."
     parts = [f"{what} {_outcomes(there, arm)}" for arm, what in ARMS.items()]
     unscaled, pure = _harm(there, "fp16-unscaled"), _harm(there, "fp16-pure")
+    if pure == "worse" and all(_worse(r, "fp16-unscaled") for r in there.values() if _worse(r, "fp16-pure")):
+        pure = "worse, as unscaled"
     steps = max((t.get("steps") or 0 for r in there.values() for t in entries(r, "trials")), default=0)
     saw = f"What the paper saw without a scale ({job.unscaled})"
     size = f"at this size, in {steps} steps"
     word = {
         True: {
-            "worse": f"{saw} shows here",
+            "worse": f"As in the paper ({job.unscaled}), a missing scale did harm here",
             "not worse": f"{saw} did not show {size}",
             "undecided": f"Whether {saw[0].lower()}{saw[1:]} shows here stayed undecided {size}",
         },
         False: {
             "worse": "Unlike in the paper, a missing scale did harm here",
-            "not worse": "As in the paper, no scale was needed",
+            "not worse": f"As in the paper, no scale was needed {size}",
             "undecided": f"That no scale is needed, as in the paper, stayed undecided {size}",
         },
         None: {
@@ -32,10 +39,12 @@ def sentence(job: PaperJob, states: dict[str, Record | None], training: Record) 
             "not worse": f"Without a scale it was not visibly worse {size}",
             "undecided": f"Whether a scale is needed stayed undecided {size}",
         },
-    }[job.unscaled_worse].get(unscaled, "Training without a scale was not run")
+    }[job.unscaled_worse].get("worse" if unscaled == "broke" else unscaled, "Training without a scale was not run")
     weights = {
-        "worse": "FP16 weights without a master copy were visibly worse",
-        "broke": "Pure FP16 did not stay finite, as Adam's eps of 1e-8 is 0 there: that hides what its weights do",
+        "worse": "FP16 weights without a master copy (pure FP16, no scale either) were visibly worse",
+        "worse, as unscaled": "Pure FP16 was visibly worse where mixed without a scale was too, and has none either: "
+        "that hides what its weights do",
+        "broke": f"Pure FP16 did not stay finite{_zero_eps(there)}: that hides what its weights do",
         "not worse": f"FP16 weights without a master copy were not visibly worse {size}",
         "undecided": f"Whether FP16 weights without a master copy do harm stayed undecided {size}",
     }.get(pure, "FP16 weights without a master copy were not run")
@@ -68,6 +77,25 @@ def _harm(there: dict[str, Record], arm: str) -> str:
     if any(said.startswith("worse") for said in found):
         return "broke"
     return next(("undecided" if said == "undecided" else "not worse" for said in found if said != "not run"), "not run")
+
+
+def _worse(record: Record, arm: str) -> bool:
+    return _outcome(record, arm).startswith("worse")
+
+
+def _zero_eps(there: dict[str, Record]) -> str:
+    """Why pure FP16 divides 0 by 0: an Adam whose eps FP16 rounds to zero; "" where it is no Adam, or another eps.
+
+    By the optimizer's groups where a record has them, else by its name and torch's default.
+    """
+    for record in there.values():
+        named = re.search(r"\bAdamW?\b", str((record.get("target") or {}).get("optimizer")))
+        loop = (record.get("capture") or {}).get("loop") or {}
+        groups = [number_of(group.get("eps")) for group in loop.get("groups") or [] if isinstance(group, dict)]
+        known = [eps for eps in groups if eps is not None] or [DEFAULT_EPS]
+        if named and min(known) <= FP16.rounds_to_zero:
+            return f", as {named[0]}'s eps of {f'{min(known):.0e}'.replace('e-0', 'e-')} is 0 there"
+    return ""
 
 
 def _outcome(record: Record, arm: str) -> str:

@@ -5,8 +5,9 @@
 For each kind: one step at the initial weights and one after 100 FP32 steps, each in FP32 and in FP16 autocast from the
 same weights and batch, at scale 1 and at 2^10. Compared is the share of the finite non-zero elements that
 become zero, for every activation, activation gradient and weight gradient that is FP16 under autocast. Errors in
-percentage points over tensors that are not noise: with the cascade (an FP32 step whose values and gradients are rounded
-to FP16 where autocast has them so), and from each tensor's own counts alone.
+percentage points over tensors that are not noise and that FP16 did not overflow: gradients with the cascade (a second
+FP32 pass whose values and gradients are rounded to FP16 where autocast has them so), and from each tensor's own counts
+alone.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 import torch
 
 from loss_scale_jobs import JOBS
+from made_on import origin
 from mpdiag.capture.autocast_types import observe
 from mpdiag.capture.run import Observation, observe_training
-from mpdiag.device.environment import describe
 from mpdiag.diagnosis import SelfTest
 from mpdiag.foretold import Prediction
 from mpdiag.target import Job, load_job
@@ -46,11 +47,12 @@ def measured(job: Job, device: torch.device) -> Prediction:
 
 
 def row_of(kind: str, found: Prediction) -> dict[str, object]:
-    worst = sorted((t for t in found.tensors if not t.noise), key=lambda t: -t.error_points)[:WORST]
+    worst = sorted((t for t in found.tensors if t.comparable), key=lambda t: -t.error_points)[:WORST]
     return {
         "kind": kind,
-        "comparisons": len(found.tensors) - found.noise_tensors,
+        "comparisons": len(found.tensors) - found.noise_tensors - found.overflowed_tensors,
         "noise": found.noise_tensors,
+        "overflowed": found.overflowed_tensors,
         "median_error_points": found.median_error_points,
         "p95_error_points": found.p95_error_points,
         "alone_median_error_points": found.alone_median_error_points,
@@ -79,8 +81,7 @@ def main() -> None:
             flush=True,
         )
         record = {
-            "command": "python benchmarks/prediction.py",
-            "environment": vars(describe(device)),
+            **origin("python benchmarks/prediction.py", device),
             "steps": STEPS,
             "log2_scales": SCALES,
             "rows": rows,

@@ -14,7 +14,7 @@ with sync_playwright() as playwright:
         executable_path="/usr/bin/chromium",
         args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
     )
-    page = browser.new_page(viewport={"width": 1200, "height": 820})
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.goto((ROOT / "reports" / "resnet50.html").as_uri())
     page.screenshot(path=str(ROOT / "docs" / "report.png"))
     browser.close()

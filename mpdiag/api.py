@@ -241,6 +241,7 @@ def verification_stage(
         if running.trials:
             draft.apart("verify", seconds.parts)
             draft.diagnosis = so_far()
+            late_findings(draft)
         else:
             draft.restore()
 
@@ -248,7 +249,7 @@ def verification_stage(
         seconds.look(len(running.trials))
         draft.keep(so_far)
 
-    running = VerificationRun(job, advice, device, job.better, progress)
+    running = VerificationRun(job, advice, device, job.better, progress, selftest=capture.selftest)
     draft.finish = stopped
     budget = max(options.time_budget_seconds - islands_seconds, 0.0)
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """Every saved record; saved.py turns them into JSON and back.
 
-Names are promises to other programs (docs: README, "The JSON"). What could not be measured is None with its
+Names are promises to other programs (docs/json.md). What could not be measured is None with its
 reason in a field beside it: never 0, never missing. Shares are fractions 0..1; exponents and scales are log2.
 """
 
@@ -17,7 +17,7 @@ from mpdiag.costs.record import NOT_MEASURED, Costs
 from mpdiag.drift import WindowAt
 from mpdiag.finding import SEVERITIES as SEVERITIES
 from mpdiag.finding import Finding as Finding
-from mpdiag.foretold import Prediction
+from mpdiag.foretold import FirstOverflow, Prediction
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.loop import LoopFacts, for_all_optimizers
 from mpdiag.operations import NOT_OBSERVED, OpTable
@@ -160,7 +160,8 @@ class Trial:
     """One training run of the verification. What is None has its reason in not_measured[field].
 
     A reason that begins with "does not apply" tells apart what this arm cannot have. tensor_core: shares 0..1 of the
-    time that the device's pipes were active.
+    time that the device's pipes were active. overflow: where a 16-bit run's loss first was not finite; None where it
+    always was, or for a control.
     """
 
     arm: str
@@ -181,6 +182,7 @@ class Trial:
     energy_joules_per_sample: float | None = None
     error: str | None = None
     not_measured: dict[str, str] = field(default_factory=dict)
+    overflow: FirstOverflow | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ class Verification:
 
     train_with: "fp16", "fp16-plan" (FP16 with the plan's FP32 islands) or "bf16", the precision that the verdict lets
     the job train in; None while none is shown. curves: one band an arm. controls: one outcome a control that was run.
-    gradients: those of the first batches beside FP32's.
+    gradients: those of the first batches beside FP32's. strays: how far FP32, trained again after the other arms, ended
+    from its first run, where that is beyond a margin; None where it is not, or where nobody looked.
     """
 
     trials: tuple[Trial, ...]
@@ -204,6 +207,7 @@ class Verification:
     controls: tuple[ControlOutcome, ...] = ()
     costs: Costs = NOT_MEASURED
     gradients: GradientCheck = NO_GRADIENT_CHECK
+    strays: str | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ class Diagnosis:
     """Everything one scan found; what reports are drawn from.
 
     environment: where it was verified; captured_on: where it was captured, None where that is the same machine.
+    created: when the scan began; verified: when `mpdiag verify` began, None where the scan itself verified, or nobody.
     reason: why it is not whole; hint: what to do about that first, None where there is nothing to mend.
     """
 
@@ -226,6 +231,7 @@ class Diagnosis:
     captured_on: Environment | None = None
     asked: Asked | None = None
     hint: str | None = None
+    verified: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from mpdiag.diagnosis import Capture, Diagnosis
-from mpdiag.errors import InterruptedScanError, MpdiagError, UserCodeError, safe_text
+from mpdiag.errors import InterruptedScanError, MpdiagError, UserCodeError
+from mpdiag.unforeseen import as_error
 
 KEEP_SECONDS = 5.0  # writing a large diagnosis takes up to a second
 
@@ -89,13 +90,9 @@ def _way_out(error: MpdiagError) -> str | None:
 
 
 def _as_error(stopped: BaseException) -> MpdiagError:
-    """What stopped a scan, in our terms; anything unforeseen is our own fault and says so."""
+    """What stopped a scan, in our terms."""
     if isinstance(stopped, MpdiagError):
         return stopped
     if isinstance(stopped, KeyboardInterrupt):
         return InterruptedScanError(str(stopped))
-    return MpdiagError(
-        "internal",
-        f"{type(stopped).__name__} in mpdiag: {safe_text(stopped)}",
-        "please report it with the traceback that MPDIAG_DEBUG=1 shows",
-    )
+    return as_error(stopped)

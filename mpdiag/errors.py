@@ -12,13 +12,35 @@ if TYPE_CHECKING:
     from mpdiag.diagnosis import Diagnosis
 
 
+LONG_TEXT = 300  # characters: torch names every backend there is in one line
+_NO_KERNEL = ". This could be because the operator doesn't exist for this backend"  # ... and 25 lines of those that do
+
+
 def safe_text(error: BaseException) -> str:
-    """The first line of an exception's text, also when its __str__ raises."""
+    """The first line of an exception's text, of a long one its first sentences; also when its __str__ raises."""
     try:
         lines = str(error).strip().splitlines()
     except Exception:
         return "(its text cannot be read)"
-    return lines[0] if lines else ""
+    return _shortened(lines[0].partition(_NO_KERNEL)[0]) if lines else ""
+
+
+def without_backends(text: str) -> str:
+    """The text without torch's list of the backends that do have an operator."""
+    head, found, _ = text.partition(_NO_KERNEL)
+    return f"{head}\n" if found else text
+
+
+def _shortened(line: str) -> str:
+    """As many whole sentences as LONG_TEXT has room for, the first one always."""
+    if len(line) <= LONG_TEXT:
+        return line
+    first, *others = line.split(". ")
+    for sentence in others:
+        if len(first) + len(sentence) + 2 > LONG_TEXT:
+            return first
+        first = f"{first}. {sentence}"
+    return first
 
 
 class MpdiagError(Exception):
@@ -60,6 +82,11 @@ class UserCodeError(MpdiagError):
     def placed(self) -> str:
         """The message with the line that raised, for records, which hold no traceback."""
         return self.message if self.line is None else f"{self.message}, at {self.line}"
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as the reason why something is missing: an expected failure's message, else its kind and words."""
+    return error.message if isinstance(error, MpdiagError) else f"{type(error).__name__}: {safe_text(error)}"
 
 
 class InterruptedScanError(MpdiagError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def verify_saved(
     fixed = {"seed": capture.seed, "steps": observed, "start_from": target.start_from}
     options = with_keywords(options, {name: value for name, value in fixed.items() if name not in changed})
     device = select_device(options.device)
-    here = describe(device)
+    here, now = describe(device), datetime.now(UTC).isoformat(timespec="seconds")
     with random_state_kept(), gradients_on():
         # what fails here leaves the saved run as it is: nothing of it has been touched
         report(f"load {typed_target(target)}")
@@ -73,6 +74,7 @@ def verify_saved(
                 reason=None,
                 hint=None,
                 asked=Asked(options.verify_steps, options.seeds),
+                verified=now,
             ),
             checkpoint,
             before=diagnosis,

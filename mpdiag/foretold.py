@@ -72,6 +72,20 @@ class Prediction:
     cascade_reason: str | None = None
 
 
+@dataclass(frozen=True)
+class FirstOverflow:
+    """Where 16 bits broke in a training run, looked at once its loss was not finite.
+
+    step: the first such, from 1. module: the first whose output was not finite then and is in FP32, from the same
+    weights and batch, where it reaches abs_max_fp32; None where it could not be told, for `reason`.
+    """
+
+    step: int
+    module: str | None
+    abs_max_fp32: float | None
+    reason: str | None
+
+
 def summarized(tensors: Sequence[TensorForecast], emulated: bool) -> Prediction:
     """The forecasts with their errors over tensors that are not noise and did not overflow.
 

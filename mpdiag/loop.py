@@ -98,6 +98,8 @@ class LoopFacts:
     trainable: elements of the trainable parameters by type. half_norms: batch norms in training mode whose weights or
     statistics are 16-bit. events_reason: why the code's own doings were not seen, where they were not. losses: their
     names in the order they came, which are those of the optimizers that step on them; empty where it was not seen.
+    loss_reduction: "mean" or "sum" over the samples, where every loss was seen to be that, else None. target_abs_max:
+    the largest number of the batch that the model's output was compared with, None where no such difference was seen.
     """
 
     trainable: dict[str, int]
@@ -107,6 +109,8 @@ class LoopFacts:
     events: tuple[Event, ...] = ()
     events_reason: str | None = None
     losses: tuple[str, ...] = ()
+    loss_reduction: str | None = None
+    target_abs_max: float | None = None
 
     @property
     def optimizers(self) -> tuple[str, ...]:

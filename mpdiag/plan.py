@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mpdiag.diagnosis import Diagnosis
 
 PLAN_VERSION = 1  # 1: the first
+# of the product FLOPs: with tensor cores eight times as fast, half of them in FP16 save less than half of the products'
+# time, where BF16, if it keeps up, saves seven eighths
+LEAST_HALF_SHARE = 0.5
+NOTHING_LEFT = "nothing would be left in FP16"
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,10 @@ class IslandPlan:
     the plan. iterations
     and seconds: what the search took. reason: what it could not do. step_time_ratio: step time with the plan over
     that of the arm step_time_reference, FP16 without the plan; above 1 is speed lost; step_time_interval: its 95 %.
-    step_time_reason: why there is no ratio, or why it decides nothing.
+    step_time_reason: why there is no ratio, or why it decides nothing. half_share: of the FLOPs of a step's matrix
+    products and convolutions, the share that the plan leaves in 16 bits; half_share_reason: why that is not known.
+    modules: what each of keep_fp32 is, "Linear 24->64", or "" where that is not known. keep_fp32 is in the order of the
+    forward pass.
     """
 
     keep_fp32: tuple[str, ...]
@@ -49,6 +56,20 @@ class IslandPlan:
     snippet: str | None = None
     backoff_factor: float | None = None
     step_time_interval: tuple[float, float] | None = None
+    half_share: float | None = None
+    half_share_reason: str | None = "not counted"
+    modules: tuple[str, ...] = ()
+
+    @property
+    def mostly_fp32(self) -> bool:
+        """Whether less than LEAST_HALF_SHARE is known to be left in 16 bits: a verified BF16 is the better way then."""
+        return self.half_share is not None and self.half_share < LEAST_HALF_SHARE
+
+    @property
+    def spoken(self) -> tuple[str, ...]:
+        """The names for people: an index, which says nothing, with what it is: `"0" (Linear 24->64)`."""
+        known = dict(zip(self.keep_fp32, self.modules, strict=False))
+        return tuple(spoken_module(name, known.get(name, "")) for name in self.keep_fp32)
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,7 @@ class SavedPlan:
     """plan.json. made_by: mpdiag's version; source: the scanned target.
 
     alternative_to: what the scan advises before this plan ("BF16"); None where the plan is what it advises.
+    modules: what each of keep_fp32 is, "Linear 24->64"; empty in older files.
     """
 
     format: str
@@ -66,13 +88,24 @@ class SavedPlan:
     made_by: str
     source: str
     alternative_to: str | None = None
+    modules: tuple[str, ...] = ()
     schema_version: int = PLAN_VERSION
 
 
-def plan_snippet(names: tuple[str, ...], train: str | None) -> str:
-    """The code that applies a plan, and then trains as the loss scale's snippet does."""
-    listed = ", ".join(f'"{name}"' for name in names)
-    return f"import mpdiag\n\nmodel = mpdiag.apply(model, [{listed}])  # or the path of plan.json\n\n{train or ''}"
+def spoken_module(name: str, what: str) -> str:
+    """A module's name for people. what: its type and shape, which a bare index ("0", "3.1") is told with."""
+    bare = bool(what) and name.replace(".", "").isdecimal()
+    return f'"{name}" ({what})' if bare else name
+
+
+def plan_snippet(names: tuple[str, ...], train: str | None, modules: tuple[str, ...] = ()) -> str:
+    """The code that applies a plan, and then trains as the loss scale's snippet does. modules: as IslandPlan's."""
+    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in names)
+    told = [spoken_module(*pair) for pair in zip(names, modules, strict=False)]
+    note = ", ".join(repr(each)[1:-1] for each in told)  # repr: no name ends the comment
+    head = f"# in FP32: {note}\n" if set(told) - set(names) else ""
+    apply = f"model = mpdiag.apply(model, [{listed}])  # or the path of plan.json\n"
+    return f"import mpdiag\n\n{head}{apply}\n{train or ''}"
 
 
 def plan_of(diagnosis: Diagnosis) -> SavedPlan | None:
@@ -85,6 +118,7 @@ def plan_of(diagnosis: Diagnosis) -> SavedPlan | None:
     return SavedPlan(
         advice.format, plan.keep_fp32, plan.log2_scale, plan.mode, plan.growth_interval, __version__, target.source,
         alternative_to=None if advised in (None, FP16_ISLANDS) else advised,
+        modules=plan.modules,
     )  # fmt: skip
 
 
@@ -131,4 +165,5 @@ def _checked(raw: Any, where: str) -> SavedPlan:
         made_by=raw.get("made_by", ""),
         source=raw.get("source", ""),
         alternative_to=raw.get("alternative_to"),
+        modules=tuple(raw.get("modules", ())),
     )

@@ -12,12 +12,7 @@ from typing import Any, Union
 
 from mpdiag.diagnosis import SCHEMA_VERSION, SEVERITIES, VERDICTS, Diagnosis
 from mpdiag.errors import UsageError
-
-LARGEST_LOG2 = 2000
-"""Of any exponent: FP64's end at 1023 and -1074, a scale's are as far away again. What is beyond was not measured."""
-
-LARGEST_SCALE_LOG2 = 152
-"""Of the scale to train with: FP32 ends at 2^127 and 2^-149, and a window is searched just beyond (scale_window.py)."""
+from mpdiag.plausible import require_plausible
 
 
 def to_json(diagnosis: Diagnosis) -> str:
@@ -83,10 +78,9 @@ def _typed(kind: Any, value: Any) -> Any:
             raise TypeError(f"{value!r} is not a {kind.__name__}")
         hints = typing.get_type_hints(kind)
         known = {f.name: _typed(hints[f.name], value[f.name]) for f in dataclasses.fields(kind) if f.name in value}
-        for name, inside in known.items():
-            if "log2" in name or name == "lowest":
-                _require_an_exponent(name, inside)
-        return kind(**known)
+        record = kind(**known)
+        require_plausible(record, known)
+        return record
     if origin is tuple and not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list")
     if origin is tuple:
@@ -105,14 +99,6 @@ def _typed(kind: Any, value: Any) -> Any:
     if kind is str and not isinstance(value, str):
         raise TypeError(f"{value!r} is not text")
     return value
-
-
-def _require_an_exponent(name: str, value: Any) -> None:
-    """Raise ValueError for a number that no exponent can be: what is drawn by powers of two would never end."""
-    largest = LARGEST_SCALE_LOG2 if name == "log2_scale" else LARGEST_LOG2
-    for each in value if isinstance(value, tuple) else (value,):
-        if isinstance(each, int | float) and math.isfinite(each) and abs(each) > largest:
-            raise ValueError(f"{name} cannot be {each:.6g}")
 
 
 def _is_int(value: Any) -> bool:

@@ -124,7 +124,7 @@ NUMBERS_MAY = tuple(
     f"mpdiag.{room}"
     for room in (
         *"accuracy blocks costs formats histogram drift finding foretold loop other_formats operations scale".split(),
-        *"origin plan version diagnosis errors advice".split(),
+        *"origin plan plausible version diagnosis errors advice".split(),
     )
 )
 
@@ -162,6 +162,7 @@ def test_the_numbers_import_only_numbers():
     assert imports_beyond(sources(), "operations.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "origin.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "plan.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "plausible.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "blocks.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "costs/", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "drift.py", NUMBERS_MAY) == []
@@ -189,6 +190,7 @@ def test_the_numbers_import_only_numbers():
         "other_formats.py",
         "operations.py",
         "plan.py",
+        "plausible.py",
         "saved.py",
         "scale.py",
         "histogram.py",
@@ -419,6 +421,7 @@ LIGHT_MODULES = (
     "mpdiag.other_formats",
     "mpdiag.operations",
     "mpdiag.plan",
+    "mpdiag.plausible",
     "mpdiag.saved",
     "mpdiag.scale",
     "mpdiag.errors",

@@ -12,7 +12,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mpdiag.advice.loss_scale import DEFAULT_GROWTH_INTERVAL
+from mpdiag.advice.loss_scale import DEFAULT_GROWTH_INTERVAL, WITHOUT_SCALE
 from mpdiag.diagnosis import Diagnosis, LossScaleAdvice
 from mpdiag.other_formats import BF16, FP16_ISLANDS, TF32
 from mpdiag.plan import IslandPlan, plan_snippet
@@ -48,14 +48,19 @@ def configs_for(diagnosis: Diagnosis, plan_file: str = "plan.json") -> tuple[Con
         return ()
     if chosen == TF32:
         return (Config("PyTorch", "python", f"import torch\n\n{snippet.rstrip()}\n", ""),)
-    wanted = _Wanted(None, (), plan_file)  # BF16 needs neither: its range is FP32's
-    if advice is not None and chosen != BF16:
-        plan = advice.plan if chosen == FP16_ISLANDS else None
-        scale = plan or advice.loss_scale
-        if scale.log2_scale is None:
+    wanted = _Wanted(None, None, plan_file)  # BF16 needs neither: its range is FP32's
+    train = snippet
+    if advice is not None and chosen == FP16_ISLANDS and advice.plan is not None:
+        plan = advice.plan
+        if plan.log2_scale is None:  # as it was trained: without a scaler
+            plan = replace(plan, log2_scale=0, mode="none")
+        wanted = _Wanted(plan, plan, plan_file)
+        applied = plan_snippet(plan.keep_fp32, None, plan.modules)  # the head says it, with the file
+        train = snippet.removeprefix(applied) or WITHOUT_SCALE  # older files have no loop where no scale is needed
+    elif advice is not None and chosen != BF16:
+        if advice.loss_scale.log2_scale is None:
             return ()
-        wanted = _Wanted(scale, plan.keep_fp32 if plan else (), plan_file)
-    train = snippet.removeprefix(plan_snippet(wanted.islands, None))  # the head says it, with the file
+        wanted = _Wanted(advice.loss_scale, None, plan_file)
     frameworks = (
         _lightning(wanted),
         _transformers(wanted),
@@ -78,10 +83,10 @@ def _noted(config: Config, optimizers: tuple[str, ...]) -> Config:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What every text has to say. scale: FP16's, None for BF16; islands: the modules in FP32, which plan_file has."""
+    """What every text has to say. scale: FP16's, None for BF16; islands: the plan of modules in FP32, in plan_file."""
 
     scale: _Scale | None
-    islands: tuple[str, ...]
+    islands: IslandPlan | None
     plan_file: str
 
     def head(self, *imports: str) -> str:
@@ -90,7 +95,7 @@ class _Wanted:
             {*imports, *(["import mpdiag"] if self.islands else [])}, key=lambda x: (x.startswith("from"), x)
         )
         if self.islands:
-            names = ", ".join(repr(name)[1:-1] for name in self.islands)  # repr: no name ends the comment
+            names = ", ".join(repr(name)[1:-1] for name in self.islands.spoken)  # repr: no name ends the comment
             lines += ["", *_comment(f"the scanned model and the scan's plan: these stay in FP32: {names}")]
             lines += [f"mpdiag.apply(model, {json.dumps(self.plan_file, ensure_ascii=False)})"]
         return "\n".join([*lines, "", ""])

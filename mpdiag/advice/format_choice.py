@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from mpdiag.advice.checks.recurrent import RecurrentInFp16, recurrent_in_fp16
 from mpdiag.diagnosis import Advice, Diagnosis, Environment, Verification
 from mpdiag.other_formats import BF16, FP16, FP16_ISLANDS, FP32, TF32, FormatChoice, FormatForecast, FormatOption
 from mpdiag.plan import IslandPlan
@@ -71,7 +72,10 @@ def _chosen(
         return FP16, False, f"foretold to fit{where}, loss scale 2^{scale}{_here(states['fp16'])}"
     why = _against_fp16(advice) or "FP16 falls behind FP32 here" if _on(has, FP16) else "no tensor cores for FP16"
     with_plan = states["fp16-plan"] != "worse" and _on(has, FP16) and plan is not None
-    if states["bf16"] != "worse" and _on(has, BF16) and _fits(advice, BF16):
+    fits = states["bf16"] != "worse" and _on(has, BF16) and _fits(advice, BF16)
+    if fits and (half := _half_in_bf16(advice)):
+        why += f"; BF16 is no way out: {half}"
+    elif fits:
         other = "; the alternative is FP16 with the plan's modules in FP32" if with_plan else ""
         return BF16, False, f"{why}; BF16 has FP32's range: foretold to fit{where}{_here(states['bf16'])}{other}"
     if with_plan:
@@ -103,6 +107,8 @@ def _verified(
         reason = f"FP16 {reason}, but {mend}; with the plan's modules in FP32 it {islands}"
     elif errors:
         reason += f"; {errors} to be mended first"
+    if arm == "bf16" and (half := _half_in_bf16(advice)):
+        reason += f"; {half}"
     if has is not None and chosen.split()[0] not in has:
         reason += f"; {environment.gpu} has no tensor cores for it, so it saves memory, not time"
     return chosen, verified, reason
@@ -118,7 +124,7 @@ def _options(
 ) -> tuple[FormatOption, ...]:
     whys = {
         "FP16": _trained(states["fp16"]) or _against_fp16(advice) or f"foretold to fit: {advice.loss_scale.reason}",
-        "BF16": _trained(states["bf16"]) or _foretold(advice, "BF16"),
+        "BF16": "; ".join(filter(None, (_trained(states["bf16"]) or _foretold(advice, "BF16"), _half_in_bf16(advice)))),
         "TF32": f"{_foretold(advice, 'TF32')}; only products are quicker, memory stays FP32's",
         **{fmt: _foretold(advice, fmt) for fmt in ("FP8", "MXFP8", "NVFP4")},
     }
@@ -151,6 +157,12 @@ def _against_fp16(advice: Advice) -> str:
     if plan := _plan(advice):
         return f"FP16 needs {len(plan.keep_fp32)} module{'' if len(plan.keep_fp32) == 1 else 's'} in FP32"
     return f"FP16: {advice.loss_scale.reason}" if advice.loss_scale.log2_scale is None else ""
+
+
+def _half_in_bf16(advice: Advice) -> str:
+    """What computes in FP16 under BF16 autocast too, so that BF16's range is not its own; empty where nothing does."""
+    named = recurrent_in_fp16(advice)
+    return f"under it {named}, without a loss scale ({RecurrentInFp16.code})" if named else ""
 
 
 def _errors(advice: Advice) -> str:
@@ -192,6 +204,8 @@ def _state(arm: str, verification: Verification | None) -> str | None:
     judged = [c for c in about if c.verdict != "not-measured" and c.decides]
     if not judged:
         return None
+    if verification is not None and verification.strays:  # FP32 did not repeat itself, so no arm was told from it
+        return "undecided"
     if any(c.verdict == "worse" for c in judged):
         return "worse"
     passed = all(c.verdict in ("equivalent", "better") or (c.test and c.test.noninferior) for c in judged)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from mpdiag.advice.checks import RUN_CHECKS, TRIAL_CHECKS
+from mpdiag.advice.checks.fp16_runs import MENDED
 from mpdiag.advice.checks.gradients import CURED, GradientUnderflow
 from mpdiag.advice.format_choice import with_format_choice
 from mpdiag.advice.from_capture import asked_to_keep, worst_first
@@ -32,7 +33,7 @@ def advise_on_run(diagnosis: Diagnosis) -> tuple[Finding, ...]:
 def with_findings(advice: Advice, found: Iterable[Finding]) -> Advice:
     """The advice with these findings, worst first, in place of those that these rules gave before."""
     late = tuple(found)
-    contradicted = any(finding.code in _CONTRADICT for finding in late)
+    contradicted = any(f.code in _CONTRADICT and MENDED not in f.evidence for f in late)  # with the plan another serves
     kept = [_after_runs(finding, contradicted) for finding in advice.findings if finding.code not in _LATE]
     return replace(advice, findings=worst_first((*kept, *late)))
 

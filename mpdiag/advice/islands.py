@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from mpdiag.advice.loss_scale import recommend
@@ -24,6 +24,29 @@ def overflowing_layers(capture: Capture) -> tuple[str, ...]:
     too_large = {t.name.rpartition(".")[0] for t in halved if _over(t)}
     outputs = {t.name for t in capture.of_kind(TensorKind.ACTIVATION) if t.amp_dtype == "float16" and _over(t)}
     return tuple(owner for owner in owners if owner in too_large or owner in outputs)
+
+
+def in_forward_order(names: Iterable[str], capture: Capture) -> tuple[str, ...]:
+    """Modules as the forward pass comes to them, each by the first output inside it; those without one come last."""
+    seen = [table.name for table in capture.of_kind(TensorKind.ACTIVATION)]
+
+    def place(name: str) -> int:
+        inside = (i for i, each in enumerate(seen) if each == name or each.startswith(f"{name}."))
+        return next(inside, len(seen))
+
+    return tuple(sorted(names, key=place))
+
+
+def described(name: str, capture: Capture) -> str:
+    """What a module is: "Linear 24->64" for a layer, "LSTM" for another; "" where it was not seen."""
+    layer = next((each for each in capture.loop.layers if each.name == name), None) if capture.loop else None
+    if layer is None:
+        own = (t for t in capture.of_kind(TensorKind.ACTIVATION) if t.name == name)
+        return next((t.module_type for t in own), "")
+    weights = (t.elements for t in capture.of_kind(TensorKind.WEIGHT) if t.name == f"{name}.weight")
+    given = next(weights, 0) // layer.inner or layer.features_out  # of all groups; a layer's features are one group's
+    groups = max(given // layer.features_out, 1)
+    return f"{layer.module_type} {layer.features_in * groups}->{given}"
 
 
 def gradient_candidates(capture: Capture, loss_scale: LossScaleAdvice) -> list[str]:

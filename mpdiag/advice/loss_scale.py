@@ -28,6 +28,13 @@ DECAY_OCTAVES = 8  # gradients shrink as a model learns (ResNet-18: 0.6 % lost a
 # tested on others
 GROWTH_OCTAVES = 4
 QUICKEST_GROWTH = 100  # steps: a scale that doubles more often is at its upper end at once, and skips there
+WITHOUT_SCALE = """\
+with torch.autocast("cuda", dtype=torch.float16):
+    loss = compute_loss(model, batch)
+loss.backward()
+optimizer.step()
+optimizer.zero_grad()
+"""
 
 Part = tuple[Sequence[int], Capture]
 
@@ -84,10 +91,8 @@ def _together(known: Sequence[tuple[list[int], Window]], steps: int) -> tuple[Wi
         reason = f"window 2^{window.lower}..2^{window.upper} over {steps} steps"
         if window.by_count is not None:
             # what the upper end loses is less than what rounding to FP16 changes anyway
-            reason = (
-                f"2^{window.upper} loses elements only below FP16's own rounding error; "
-                f"by count alone it would be 2^{window.by_count}"
-            )
+            counted = f"it would be 2^{window.by_count}" if window.by_count <= CAP else "no scale would do"
+            reason = f"2^{window.upper} loses elements only below FP16's own rounding error; by count alone {counted}"
         return window, reason, False
     reason = (
         f"window 2^{first.lower}..2^{first.upper} from step {first_steps[0]} on; later it lies elsewhere, and no one "
@@ -126,10 +131,7 @@ def _snippet(log2_scale: int | None, mode: str, growth_interval: int) -> str | N
     if log2_scale is None:
         return None
     if mode == "none":
-        return (
-            'with torch.autocast("cuda", dtype=torch.float16):\n    loss = compute_loss(model, batch)\n'
-            "loss.backward()\noptimizer.step()\noptimizer.zero_grad()\n"
-        )
+        return WITHOUT_SCALE
     extra = why = ""
     if mode == "static":
         extra = ", growth_interval=10**9"

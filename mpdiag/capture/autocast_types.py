@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mpdiag.capture.layout import real_part
 from mpdiag.capture.modules import ModuleWatch, recomputing
 from mpdiag.diagnosis import TensorKind, TensorTable
 from mpdiag.errors import MpdiagError
@@ -84,17 +85,21 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
             if recomputing():
                 return
             seen.outputs.setdefault(name, str(tensor.dtype).removeprefix("torch."))
-            ok = torch.isfinite(tensor.detach()).all()
+            numbers = _numbers(tensor)
+            if numbers is None:
+                return
+            ok = torch.isfinite(numbers).all()
             finite[name] = finite[name] & ok if name in finite else ok
-            some = tensor.detach().any() if tensor.numel() else torch.ones((), dtype=torch.bool, device=tensor.device)
+            some = numbers.any() if numbers.numel() else torch.ones((), dtype=torch.bool, device=tensor.device)
             alive[name] = alive[name] | some if name in alive else some
 
         def on_input(name: str, tensor: torch.Tensor) -> None:
-            if not recomputing():
-                ok = torch.isfinite(tensor.detach()).all()
+            numbers = None if recomputing() else _numbers(tensor)
+            if numbers is not None:
+                ok = torch.isfinite(numbers).all()
                 given[name] = given[name] & ok if name in given else ok
-                if name in readers and tensor.dtype == torch.float32 and tensor.numel():
-                    lost = _lost_by_cast(tensor.detach())
+                if name in readers and tensor.dtype == torch.float32 and numbers.numel():
+                    lost = _lost_by_cast(numbers)
                     cast_away[name] = torch.maximum(cast_away[name], lost) if name in cast_away else lost
 
         watch = ModuleWatch(run.model, on_output, on_input)
@@ -129,6 +134,12 @@ def observe(job: Job, start: Start, device: torch.device, precision: Precision =
         vanished = tuple(name for name in vanished if name not in in_fp32)
     seen.vanished = vanished
     return seen
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The real numbers that a tensor stores, also of a sparse one; None for a kind that stores them in no known way."""
+    real = real_part(tensor)
+    return real if real is None or real.element_size() > 1 else real.float()  # FP8 has no isfinite
 
 
 def _lost_by_cast(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -66,7 +68,7 @@ def real_part(tensor: torch.Tensor) -> torch.Tensor | None:
             tensor.values() if tensor.layout == torch.jagged else torch.cat([t.reshape(-1) for t in tensor.unbind()])
         )
     if tensor.layout != torch.strided:
-        if tensor.layout not in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr):
+        if tensor.layout not in _SPARSE:
             return None
         tensor = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
     if tensor.is_complex():

@@ -50,6 +50,8 @@ def observe_loop(job: Job, start: Start, device: torch.device) -> tuple[LoopFact
             events=(*(Event(LoopEvent.COMPILED, name) for name in compiled), *watch.events.values()),
             events_reason=reason,
             losses=losses,
+            loss_reduction=next(iter(watch.reductions)) if len(watch.reductions) == 1 else None,
+            target_abs_max=watch.targets.abs_max,
         )
         return facts, watch.inputs.abs_max
 

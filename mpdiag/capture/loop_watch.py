@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mpdiag.capture.input_watch import InputWatch
+from mpdiag.capture.loss_watch import TargetWatch, reduction_of
 from mpdiag.capture.optimizer_facts import short
 from mpdiag.capture.scaler_watch import CLIPS, ScalerWatch
 from mpdiag.capture.source_line import users_line
@@ -24,7 +25,8 @@ _TORCHS = ("torch.", "mpdiag.")
 
 
 class LoopWatch(TorchFunctionMode):
-    """Within it, `events` fills, one for each place in the code; `inputs` follows what the batch becomes.
+    """Within it, `events` fills, one for each place in the code, and `reductions` with what each loss is: "mean", "sum"
+    or None for neither. `inputs` follows what the batch becomes, `targets` what the model's output is compared with.
 
     Not reentrant, one thread: torch.autocast, GradScaler and Function.apply are watched by standing in for them.
     """
@@ -39,7 +41,8 @@ class LoopWatch(TorchFunctionMode):
         self._regions = 0
         self._undo: list[Callable[[], None]] = []
         self.events: dict[tuple[LoopEvent, str, str | None], Event] = {}
-        self.inputs = InputWatch()
+        self.inputs, self.targets = InputWatch(), TargetWatch()
+        self.reductions: set[str | None] = set()
         self._scaler = ScalerWatch(self._note)
 
     def __enter__(self) -> LoopWatch:
@@ -62,6 +65,7 @@ class LoopWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         self.inputs.before(name, args, kwargs)
+        self.targets.before(name, args, kwargs, self.inputs.followed)
         if args and name in CLIPS:
             self._scaler.in_place(args[0] if isinstance(args[0], list | tuple) else args[:1])
         reader = _READERS.get(name)
@@ -130,6 +134,8 @@ class LoopWatch(TorchFunctionMode):
     def _backward(self, name: str, args: Any, kwargs: Any) -> None:
         if self._regions:
             self._note(LoopEvent.BACKWARD_INSIDE, name)
+        if args and isinstance(args[0], torch.Tensor):
+            self.reductions.add(reduction_of(args[0]))
         self._scaler.backward()
 
     def _decay(self, name: str, args: Any, kwargs: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from mpdiag.capture.source_line import users_line
+from mpdiag.capture.transforms import transforming
 from mpdiag.target.batches import tensors_in
 
 
@@ -18,8 +19,9 @@ class ModuleWatch:
 
     A container that returns its last child's tensor is not counted again. An in-place operation makes the same
     tensor a new value, which is. Calls made during backward (recomputation by activation checkpointing) are told
-    apart: `recomputing()` is true in them. While `on` is False nothing is looked at. `sources` fills with
-    the user's file:line of each module's first call.
+    apart: `recomputing()` is true in them. While `on` is False nothing is looked at, and never inside torch.func:
+    `transformed` fills with the modules called there. `sources` fills with the user's file:line of each module's first
+    call.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class ModuleWatch:
         for name, module in model.named_modules():
             self._names.setdefault(module, name or type(module).__name__)
         self.called: set[str] = set()
+        self.transformed: set[str] = set()
         self.sources: dict[str, str] = {}
         # A hook of torch, not of each module: nn.TransformerEncoderLayer takes another path, with other bits, when
         # it or a module inside it has a hook of its own. Inside that path, and in TorchScript, no module is called.
@@ -60,6 +63,9 @@ class ModuleWatch:
             return
         name = self._names.get(module)
         if name is None:
+            return
+        if transforming():
+            self.transformed.add(name)
             return
         if name not in self.called:
             self.called.add(name)

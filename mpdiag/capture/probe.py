@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mpdiag.capture.ledger import Ledger, Site
 from mpdiag.capture.modules import ModuleWatch, recomputing
+from mpdiag.capture.transforms import batched, not_counted
 from mpdiag.capture.weights import WeightWatch
 from mpdiag.diagnosis import TensorKind, TensorTable
 
@@ -92,11 +93,16 @@ class Probe:
 
     def not_seen(self) -> tuple[str, ...]:
         """Modules that were never called, though they hold parameters of their own."""
+        called = self._modules.called | self._modules.transformed
         return tuple(
             name
             for module, name in self._modules.names.items()
-            if name not in self._modules.called and any(True for _ in module.parameters(recurse=False))
+            if name not in called and any(True for _ in module.parameters(recurse=False))
         )
+
+    def not_counted(self) -> str | None:
+        """What was not counted because it ran inside torch.func, in words; None where nothing did."""
+        return not_counted(self._modules.transformed, next(iter(self._modules.names.values())))
 
     def _take_off_leaves(self) -> None:
         for handle in self._on_leaves:
@@ -129,6 +135,9 @@ class Probe:
 
         def hook(gradient: torch.Tensor | None) -> None:
             if gradient is None:  # an output nothing was computed from, as cuDNN's last hidden state
+                return
+            if batched(gradient):
+                self._modules.transformed.add(name)
                 return
             self._gradient_came()
             self._ledger.count(sites[1], gradient)

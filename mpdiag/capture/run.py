@@ -117,6 +117,8 @@ def observe_training(
         finally:
             observation.tables = probe.tables()
             observation.not_seen = probe.not_seen()
+            if (inside_transforms := probe.not_counted()) is not None:
+                job.note(inside_transforms)
             observation.counted_by = probe.counted_by
             observation.own_autocast = bool(run.region.own_autocast)
             probe.remove()

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from mpdiag.capture.layout import flat, layout_of, real_part
 from mpdiag.capture.ledger import Change, Ledger, Site
 from mpdiag.capture.old_weights import Kept, OldWeights
+from mpdiag.capture.transforms import batched
 from mpdiag.diagnosis import TensorKind
 
 UPDATE_BYTES = 48 * 2**20
@@ -61,7 +62,7 @@ class WeightWatch:
         site = self._sites[parameter][TensorKind.WEIGHT_GRADIENT]
 
         def hook(gradient: torch.Tensor) -> None:
-            if not self.on:
+            if not self.on or batched(gradient):
                 return
             self._on_gradient()
             if parameter.grad is None and self._becomes_grad(parameter):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpdiag.cli.files import write
 from mpdiag.cli.process import Interruption, leave_if_forked, stdout_kept_clean
-from mpdiag.cli.stdout import printed, told
-from mpdiag.errors import InterruptedScanError, MpdiagError, safe_text
+from mpdiag.cli.stdout import printed, streams_kept, told
+from mpdiag.errors import InterruptedScanError, MpdiagError
 
 if TYPE_CHECKING:
     from mpdiag.diagnosis import Diagnosis
@@ -30,6 +30,7 @@ class _Keeper:
     """Writes each checkpoint. One that cannot be written must not end a training: delivery tries again."""
 
     data: Path | None
+    tell: Callable[[str], None]
     process: int = field(default_factory=os.getpid)
     latest: Diagnosis | None = None
     warned: bool = False
@@ -45,7 +46,7 @@ class _Keeper:
             write(self.data, to_json(diagnosis))
         except MpdiagError as error:
             if not self.warned:
-                told(f"warning: {error.message}; the scan goes on and tries again at its end")
+                self.tell(f"warning: {error.message}; the scan goes on and tries again at its end")
             self.warned = True
 
 
@@ -56,14 +57,20 @@ def attempted(
 
     work gets the keywords command, report and checkpoint of api.scan. data: where each checkpoint is written.
     """
-    keeper, began = _Keeper(data), time.monotonic()
-    shown = {
-        "command": shlex.join(["mpdiag", *sys.argv[1:]]),
-        "report": lambda line: told(f"· {time.monotonic() - began:.0f} s  {line}"),
-        "checkpoint": keeper,
-    }
+    began, stderr = time.monotonic(), sys.stderr
+    keeper = _Keeper(data, lambda line: told(line, stderr))
+
+    def report(line: str) -> None:
+        interruption.arrive()
+        told(f"· {time.monotonic() - began:.0f} s  {line}", stderr)
+
+    def checkpoint(diagnosis: Diagnosis) -> None:
+        keeper(diagnosis)
+        interruption.arrive()
+
+    shown = {"command": shlex.join(["mpdiag", *sys.argv[1:]]), "report": report, "checkpoint": checkpoint}
     try:
-        with stdout_kept_clean(wanted=data is None):
+        with stdout_kept_clean(wanted=data is None), streams_kept():
             diagnosis = work(shown)
             interruption.deliver()
     except (MpdiagError, KeyboardInterrupt) as stopped:
@@ -88,6 +95,8 @@ def deliver(
     Whatever fails, the rest is still written and printed. Gives back what is to be the command's error: what stopped
     the scan, else the first failure here; the others are told as warnings.
     """
+    from html import escape
+
     from mpdiag.advice.configs import configs_for
     from mpdiag.plan import plan_of, plan_to_json
     from mpdiag.report.html import render as render_html
@@ -108,14 +117,18 @@ def deliver(
     def written(path: Path | None, made: Callable[[], str]) -> Path | None:
         return None if path is None else tried(lambda: write(path, made()), None)
 
+    def drawn() -> str:
+        text = render_html(diagnosis, plotly=plotly, configs=configs_for(diagnosis, plan.name))
+        return text if in_data is None else with_real_name(text, escape(typed_elsewhere(in_data)))
+
     kept = tried(lambda: plan_of(diagnosis), None)
     in_data = written(data, lambda: to_json(diagnosis))  # first: from it the others can be made again
-    on_page = written(page, lambda: render_html(diagnosis, plotly=plotly, configs=configs_for(diagnosis, plan.name)))
+    on_page = written(page, drawn)
     in_plan = written(plan, lambda: plan_to_json(kept)) if kept is not None else None
     stream = sys.stderr if data is None else sys.stdout
     summary = tried(lambda: render_text(diagnosis, color=stream.isatty()), "")
     if in_data is not None:
-        summary = with_real_name(summary, in_data)
+        summary = with_real_name(summary, typed(in_data))
     paths = [shown(path) for path in (on_page, in_data, in_plan) if path is not None]
     if paths:
         summary += "\n" + "".join(f"{'REPORT' if i == 0 else '':<9} {path}\n" for i, path in enumerate(paths))
@@ -136,20 +149,28 @@ def deliver(
 
 
 def internal(error: Exception) -> MpdiagError:
-    """A fault of ours, as an error line; with MPDIAG_DEBUG set it is raised instead, for its traceback."""
+    """What nobody expected, as an error line; with MPDIAG_DEBUG set it is raised instead, for its traceback."""
     if os.environ.get("MPDIAG_DEBUG"):
         raise error
-    return MpdiagError(
-        "internal",
-        f"{type(error).__name__} in mpdiag: {safe_text(error)}",
-        "please report it with the traceback that MPDIAG_DEBUG=1 shows",
-    )
+    from mpdiag.unforeseen import as_error
+
+    return as_error(error)
 
 
-def with_real_name(text: str, data: Path) -> str:
-    """The summary, which knows no files, with the command to type: RUN.json is this one."""
+def with_real_name(text: str, name: str) -> str:
+    """A report, which knows no files, with the command to type: RUN.json is this one. name: quoted and escaped."""
     # the summary is broken into lines already, perhaps within the command
-    return re.sub(r"(mpdiag\s+verify\s+)RUN\.json", lambda match: match[1] + shlex.quote(shown(data)), text)
+    return re.sub(r"(mpdiag\s+verify\s+)RUN\.json", lambda match: match[1] + name, text)
+
+
+def typed(data: Path) -> str:
+    """The file as it is typed in a shell from here, for whoever scans."""
+    return shlex.quote(shown(data))
+
+
+def typed_elsewhere(data: Path) -> str:
+    """The same for a page or text that travels: of a file that is not below this folder the name alone."""
+    return shlex.quote(data.name) if Path(shown(data)).is_absolute() else typed(data)
 
 
 def shown(path: Path) -> str:

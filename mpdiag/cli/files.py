@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 from mpdiag.errors import MpdiagError, UsageError
 
 _HINT = "choose another place with --out, --json or --html"
+_NOT_REGULAR = "is not a regular file"
+_HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell makes of <(...) and |, with a writer to it
 
 
 def writable(path: Path, asked: bool) -> Path:
@@ -28,13 +31,23 @@ def writable(path: Path, asked: bool) -> Path:
             if path.is_dir():
                 raise OSError(0, "is a folder")
             if not stat.S_ISREG(path.stat().st_mode):  # a pipe, a device: not to be replaced by a file
-                raise OSError(0, "is not a regular file")
+                raise OSError(0, _NOT_REGULAR)
             with path.open("rb") as stream:
                 head = stream.read(4096)
     except OSError as error:
         raise UsageError("output-not-writable", f"{path}: {error.strerror or error}", _HINT) from None
     if not asked and head.strip() and not _ours(head):
         raise UsageError("output-exists", f"{path} exists and was not written by mpdiag", _HINT)
+    return path
+
+
+def readable(path: Path) -> Path:
+    """A file to be read. Raises UsageError `no-such-file` for a pipe that has a name, or a device: it may never end."""
+    handed_over = str(path).startswith(_HANDED_OVER)
+    with contextlib.suppress(OSError):  # not there: who reads it says so
+        mode = path.stat().st_mode
+        if not (handed_over or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UsageError("no-such-file", f"{path}: {_NOT_REGULAR}", "give a JSON written by `mpdiag scan`")
     return path
 
 

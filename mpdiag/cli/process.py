@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 _SPOKEN = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_ALARMS = [getattr(signal, name) for name in ("SIGALRM", "SIGVTALRM", "SIGPROF") if hasattr(signal, name)]
 _HEAVY = ("torch", "numpy")  # their C code swallows what is raised while it imports, and leaves a module half made
 _ASK_AGAIN_SECONDS = 0.05  # nobody feels so short a wait
 
@@ -28,7 +29,7 @@ class Interruption:
 
     Each signal raises, so that a target which swallows one does not go on for ever. Those wait that come while an
     earlier one is being handled (what was seen is being put together) or once delivery has begun. One that comes
-    while torch or NumPy is being imported comes again when that is done.
+    while torch or NumPy is being imported comes again when that is done; one that got lost, at the next `arrive`.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,11 @@ class Interruption:
     def deliver(self) -> None:
         """From here on nothing interrupts: the results are being written."""
         self._delivering = True
+
+    def arrive(self) -> None:
+        """Raise again what was raised and never arrived: in a destructor or a fork's callback Python drops it."""
+        if self._raised and not self._delivering and sys.exc_info()[1] is None and os.getpid() == self._process:
+            self._raise(str(self._raised[-1]))
 
     def end(self, code: int) -> None:
         """From here on a signal ends the process at once, with the code that it would have ended with anyway.
@@ -60,8 +66,11 @@ class Interruption:
         elif not self._delivering and _imports_heavily(frame):
             self._postpone(number)
         elif not self._delivering and not self._is_handled():
-            self._raised.append(KeyboardInterrupt(_SPOKEN[signal.Signals(number)]))
-            raise self._raised[-1]
+            self._raise(_SPOKEN[signal.Signals(number)])
+
+    def _raise(self, spoken: str) -> NoReturn:
+        self._raised.append(KeyboardInterrupt(spoken))
+        raise self._raised[-1]
 
     def _postpone(self, number: int) -> None:
         def again() -> None:
@@ -134,8 +143,11 @@ def interruptible_to_the_end() -> Interruption:
 
 
 def _ignore_signals() -> None:
-    """Python gives up its handlers next, and takes up to a second more to clear torch away: results are out by now."""
-    for number in _SPOKEN:
+    """Python gives up its handlers next, and takes up to a second more to clear torch away: results are out by now.
+
+    An alarm that the target handles would end the process then, with another code.
+    """
+    for number in (*_SPOKEN, *_ALARMS):
         signal.signal(number, signal.SIG_IGN)
 
 

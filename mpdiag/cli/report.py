@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import click
 
-from mpdiag.cli.delivery import with_real_name
-from mpdiag.cli.files import apart, writable, write
+from mpdiag.cli.delivery import typed, typed_elsewhere, with_real_name
+from mpdiag.cli.files import apart, readable, writable, write
 from mpdiag.cli.stdout import printed
 
 
@@ -24,6 +25,8 @@ def report(run: Path, kind: str, out: Path | None, plotly: str) -> int:
 
     Needs no torch.
     """
+    from html import escape
+
     from mpdiag.advice.configs import configs_for
     from mpdiag.api import load
     from mpdiag.report import configs, html, markdown, table, terminal
@@ -32,16 +35,18 @@ def report(run: Path, kind: str, out: Path | None, plotly: str) -> int:
     if out is not None:
         apart(run, out)
         out = writable(out, asked=True)
-    diagnosis = load(run)
+    diagnosis, name = load(readable(run)), typed_elsewhere(run.absolute())
     plan = f"{run.stem}.plan.json"
     if kind == "text":
-        text = with_real_name(terminal.render(diagnosis, color=out is None and sys.stdout.isatty()), run.absolute())
+        text = terminal.render(diagnosis, color=out is None and sys.stdout.isatty())
+        text = with_real_name(text, typed(run.absolute()))
     elif kind == "html":
         text = html.render(diagnosis, plotly=plotly, configs=configs_for(diagnosis, plan))
+        text = with_real_name(text, escape(name))
     elif kind == "json":
         text = to_json(diagnosis)
     elif kind == "md":
-        text = markdown.render(diagnosis)
+        text = with_real_name(markdown.render(diagnosis), re.sub(r"([\\`*_<>|\[\]&#~])", r"\\\1", name))
     elif kind == "configs":
         text = configs.render(diagnosis, configs_for(diagnosis, plan))
     else:

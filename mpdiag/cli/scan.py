@@ -70,8 +70,9 @@ def scan(
 ) -> int:  # fmt: skip
     """Observe TARGET's FP32 training, advise a loss scale, verify mixed precision.
 
-    TARGET is a file (model.py), file.py:attr or package.module:attr. It defines build_model() and train_batches(),
-    and optionally compute_loss(model, batch), build_optimizer(model) and evaluate(model).
+    TARGET is a file (model.py), file.py:attr or package.module:attr. It defines build_model(), train_batches() and
+    compute_loss(model, batch), which may be loss_fn(output, target) instead, or a .loss on the model's output; and
+    optionally build_optimizer(model) and evaluate(model).
     """
     from mpdiag.options import ScanOptions
 

@@ -10,7 +10,7 @@ import click
 
 from mpdiag.cli.delivery import attempted, deliver, exit_code
 from mpdiag.cli.delivery import shown as shown_path
-from mpdiag.cli.files import apart, writable, write
+from mpdiag.cli.files import apart, readable, writable, write
 from mpdiag.cli.options import how_much_again, how_to_show, how_to_verify, where_to_run
 from mpdiag.cli.process import interruptible
 from mpdiag.cli.stdout import told as said
@@ -44,7 +44,7 @@ def verify(
     from mpdiag.api import load
     from mpdiag.finish import verify_saved
 
-    saved = load(run)
+    saved = load(readable(run))
     data = None if json_path == "-" else writable(Path(json_path) if json_path else run, asked=True)
     beside = data or run.resolve()
     page = writable(html_path or beside.with_suffix(".html"), asked=html_path is not None)

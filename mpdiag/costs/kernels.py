@@ -34,7 +34,9 @@ class HostWait:
     """Calls in which the host waits for the GPU, so that nothing more is queued meanwhile.
 
     call: of the CUDA API. op: the outermost operator around it, SCALERS_READ for a GradScaler's, None where it is in
-    none (torch.cuda.synchronize). module: as of a kernel. calls and time_ms are per traced step.
+    none (torch.cuda.synchronize). module: as of a kernel. calls and time_ms are per traced step. lost_ms: how long the
+    GPU had nothing to do in them and right after, until its next work began; None in older records. The rest of a wait
+    costs nothing: the GPU works.
     """
 
     call: str
@@ -42,16 +44,18 @@ class HostWait:
     module: str | None
     calls: float
     time_ms: float
+    lost_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class KernelTime:
     """Where the GPU's kernel time of a step went; every share is of total_ms, 0..1.
 
-    by_class: shares of yes, no, ambiguous, unknown. by_dtype: of each operator's input type. tensor_by_dtype: the
-    tensor-core time alone, also as shares of total_ms. matrix: products and convolutions. busy_ms: the union of all
-    kernels and copies. busy_share: of step_ms, the untraced step where it was given (step_traced false). waits: of
-    the host for the GPU, longest first.
+    total_ms: of all kernels added up, more than by the clock where streams overlap. by_class: shares of yes, no,
+    ambiguous, unknown. by_dtype: of each operator's input type. tensor_by_dtype: the tensor-core time alone, also as
+    shares of total_ms. matrix: products and convolutions. busy_ms: the union of all kernels and copies. busy_share:
+    that of step_ms, the untraced step where it was given (step_traced false); above 1 where the traced steps took
+    longer than the timed one. waits: of the host for the GPU, longest first.
     """
 
     steps: int
@@ -96,7 +100,9 @@ class WhyNot:
 class LayerUse:
     """One module's own work (not its children's).
 
-    tensor_cores: "yes", "no", "mixed", or "unknown", over the time of its products. dtype: of its products' inputs.
+    forward_ms, backward_ms, time_share: by the clock, in which kernels that overlap count once; the share is of the
+    time in which any kernel ran. tensor_cores: "yes", "no", "mixed", or "unknown", over the time of its products.
+    dtype: of its products' inputs.
     flops: per step, forward and backward. tflops_per_s: flops over the time of its products ("profiled time").
     of_ceiling: that over the ceiling measured for its dtype, the burst's if of_burst, else the sustained one; above 1
     where the clock, the shape or the algorithm is better than the ceiling's. impossible_without: its rate is beyond
@@ -135,6 +141,8 @@ class Ladder:
 
     reached: the highest level that gave an answer ("E1" the highest, "E5" the lowest), None where none did. used: its
     answer. claim: the one sentence that it allows. disagreements: levels that contradict each other, a finding.
+    of_formulas: the operations that E1 counted over the FLOPs by formula of the same step (1.0 where both agree), a
+    cross-check of both; None where one of them is missing or a type was not counted, and for an FP32 arm.
     """
 
     reached: str | None
@@ -142,6 +150,7 @@ class Ladder:
     claim: str
     levels: tuple[Level, ...]
     disagreements: tuple[str, ...] = ()
+    of_formulas: float | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def ladder_of(
         counters = CounterEvidence("", None, reason=counters_reason)
     if gpm is None and gpm_reason is not None:
         gpm = GpmEvidence("", None, None, None, None, None, 0.0, None, gpm_reason)
-    levels = (_e1(counters), _e2(counters, kernels), _e3(gpm, kernels), _e4(kernels), _e5(kernels))
+    ratio = None if kernels is not None and kernels.arithmetic == FP32 else _of_formulas(counters, flops)
+    levels = (_e1(counters, ratio), _e2(counters, kernels), _e3(gpm, kernels), _e4(kernels), _e5(kernels))
     top = next((level for level in levels if level.used is not None), None)
     claim = top.text if top else "not known whether tensor cores ran: no level of evidence gave an answer"
     return Ladder(
@@ -52,6 +53,7 @@ def ladder_of(
         claim=claim,
         levels=levels,
         disagreements=tuple(_disagreements(levels, kernels, gpm, counters, flops)),
+        of_formulas=ratio,
     )
 
 
@@ -59,20 +61,39 @@ def _level(level: str, used: bool | None, text: str) -> Level:
     return Level(level, NAMES[level], used, text)
 
 
-def _e1(counters: CounterEvidence | None) -> Level:
+def _e1(counters: CounterEvidence | None, of_formulas: float | None) -> Level:
     if counters is None or counters.operations is None:
         return _level("E1", None, (counters.reason if counters else None) or "not measured")
     ran = {name: count for name, count in counters.operations.items() if count > 0}
+    if not ran and counters.reason is not None:  # what ran may be of the type that was not counted
+        return _level("E1", None, f"{', '.join(map(str.upper, counters.operations))}: none; {_not_counted(counters)}")
     if not ran:
         return _level("E1", False, "no tensor-core operation in a step")
     parts = [f"{count / 1e12:.3g} TFLOP of {name.upper()}" for name, count in sorted(ran.items(), key=lambda i: -i[1])]
-    return _level("E1", True, f"{', '.join(parts)} tensor-core math a step")
+    text = f"{', '.join(parts)} tensor-core math a step"
+    if of_formulas is not None:
+        text += f", {of_formulas:.2f} times the FLOPs by formula"
+    return _level("E1", True, text if counters.reason is None else f"{text}; {_not_counted(counters)}")
+
+
+def _not_counted(counters: CounterEvidence) -> str:
+    return f"not counted: {counters.reason}"
+
+
+def _of_formulas(counters: CounterEvidence | None, flops: Flops | None) -> float | None:
+    """What the counters have of all types over the FLOPs by formula of the same batch; None where a part is missing."""
+    if counters is None or not counters.operations or counters.reason is not None or flops is None:
+        return None
+    formulas = flops.by_batch[0] if flops.by_batch else flops.executed  # counters count the first batch
+    total = sum(counters.operations.values())
+    return total / formulas if total and formulas else None
 
 
 def _e2(counters: CounterEvidence | None, kernels: ArmKernels | None) -> Level:
     count = counters.instructions if counters else None
     if count is None:
-        return _level("E2", None, (counters.reason if counters else None) or "not measured")
+        why = (counters.instructions_reason or counters.reason) if counters else None
+        return _level("E2", None, why or "not measured")
     if count == 0:
         return _level("E2", False, "the tensor pipe ran no instruction")
     text = f"the tensor pipe ran {count:,.0f} instructions a step"
@@ -125,13 +146,20 @@ def _e5(kernels: ArmKernels | None) -> Level:
         return _level("E5", None, "no layer's FLOP/s could be held against the CUDA cores' ceiling")
     beyond = [layer for layer in judged if layer.impossible_without]
     if not beyond:
-        return _level("E5", None, f"no layer of {len(judged)} is faster than CUDA cores can be, which proves nothing")
+        who = "the one layer that was judged is not" if len(judged) == 1 else f"none of {len(judged)} layers is"
+        return _level("E5", None, f"{who} faster than CUDA cores can be, which proves nothing")
     best = max(beyond, key=lambda layer: layer.tflops_per_s or 0.0)
     text = (
-        f"{len(beyond)} of {len(judged)} layers run faster than CUDA cores can ({best.name or 'the model'}: "
+        f"{_layers(len(beyond), len(judged))} faster than CUDA cores can ({best.name or 'the model'}: "
         f"{best.tflops_per_s:.3g} TFLOP/s): impossible without tensor cores"
     )
     return _level("E5", True, text)
+
+
+def _layers(some: int, of: int) -> str:
+    if of == 1:
+        return "the one layer that was judged runs"
+    return f"{some} of {of} layers {'runs' if some == 1 else 'run'}"
 
 
 def _disagreements(
@@ -207,7 +235,7 @@ def _first(named: dict[str, float]) -> str:
 
 
 def _types(arithmetic: str | None, counters: CounterEvidence | None) -> Iterator[str]:
-    if not counters or not counters.operations or arithmetic in (None, FP32):
+    if not counters or not counters.operations or counters.reason is not None or arithmetic in (None, FP32):
         return
     total = sum(counters.operations.values())
     wanted = str(arithmetic).lower()
@@ -218,12 +246,10 @@ def _types(arithmetic: str | None, counters: CounterEvidence | None) -> Iterator
 
 
 def _against_formulas(counters: CounterEvidence | None, flops: Flops | None) -> Iterator[str]:
-    if not counters or not counters.operations or flops is None or not flops.executed:
-        return
-    total = sum(counters.operations.values())
-    formulas = flops.by_batch[0] if flops.by_batch else flops.executed  # counters count the first batch
-    if total and formulas and abs(total / formulas - 1) > APART:
+    ratio = _of_formulas(counters, flops)
+    if counters and counters.operations and ratio is not None and abs(ratio - 1) > APART:
+        total = sum(counters.operations.values())
         yield (
-            f"the hardware counted {total / 1e12:.3g} TFLOP on tensor cores and formulas {formulas / 1e12:.3g} "
+            f"the hardware counted {total / 1e12:.3g} TFLOP on tensor cores and formulas {total / ratio / 1e12:.3g} "
             "in all products of a step"
         )

@@ -33,6 +33,7 @@ class Costs:
     kernels: tuple[ArmKernels, ...] = ()
     kernels_reason: str | None = None
     flops: Flops | None = None
+    flops_reason: str | None = None
     counters: tuple[CounterEvidence, ...] = ()
     counters_reason: str | None = None
     largest_batch: tuple[LargestBatch, ...] = ()
@@ -56,7 +57,7 @@ class Costs:
         """Nothing was measured, all for one reason."""
         return cls(
             timing_reason=reason, memory_reason=reason, energy_reason=reason, gpm_reason=reason, kernels_reason=reason,
-            counters_reason=reason, largest_batch_reason=reason, ceilings_reason=reason,
+            counters_reason=reason, largest_batch_reason=reason, ceilings_reason=reason, flops_reason=reason,
         )  # fmt: skip
 
 

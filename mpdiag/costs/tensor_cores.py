@@ -87,7 +87,8 @@ class CounterEvidence:
 
     operations: by source type ("fp16", "bf16", "tf32", "fp8"), multiplications and additions each counted as one.
     instructions: of the tensor pipe, of any type. metrics: each counter's name and its raw value. passes: how often
-    the step was run. reason: which call said what; remedy: what would permit it.
+    the step was run. reason: which call said what, of all operations or of the types that are missing in `operations`;
+    instructions_reason: likewise, where these alone are missing. remedy: what would permit it.
     """
 
     arm: str
@@ -98,6 +99,7 @@ class CounterEvidence:
     passes: int = 0
     reason: str | None = None
     remedy: str | None = None
+    instructions_reason: str | None = None
 
 
 @dataclass(frozen=True)

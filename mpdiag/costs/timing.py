@@ -39,16 +39,17 @@ class Timing:
     """All arms, timed in blocks that take turns: in each round every arm has one block, in a balanced order.
 
     control: a second block of the baseline in each round; what separates it from the first is the machine's noise.
-    samples: the batch size that all arms had. resident: all arms were in memory at once, else each block began with a
-    fresh model, warmed up as long. notes: what was done otherwise than asked. order: the arms of each round as they
-    came, "again" for the control. sharing: who else used the GPU before the first round, or after the last if then
-    somebody worked. others: the most compute processes of others that NVML listed at the end of a round, None where it
-    lists none of them.
+    samples: the batch size that all arms had, where batches differ the mean of those that take turns, whose sizes
+    batch_sizes tells then (empty where all are of one size). resident: all arms were in memory at once, else each block
+    began with a fresh model, warmed up as long. notes: what was done otherwise than asked. order: the arms of each
+    round as they came, "again" for the control. sharing: who else used the GPU before the first round, or after the
+    last if then somebody worked. others: the most compute processes of others that NVML listed at the end of a round,
+    None where it lists none of them.
     """
 
     arms: tuple[ArmTime, ...]
     control: ArmTime
-    samples: int | None
+    samples: int | float | None
     rounds: int
     resident: bool
     seconds: float
@@ -56,6 +57,12 @@ class Timing:
     order: tuple[tuple[str, ...], ...] = ()
     sharing: GpuSharing | None = None
     others: int | None = None
+    batch_sizes: tuple[int, ...] = ()
+
+    @property
+    def first_samples(self) -> int | float | None:
+        """The size of the job's first batch, as it was timed."""
+        return self.batch_sizes[0] if self.batch_sizes else self.samples
 
     @property
     def shared(self) -> str | None:
@@ -67,4 +74,4 @@ class Timing:
         came = (self.others or 0) - (self.sharing.processes or 0)
         if self.sharing.processes is None or came <= 0:
             return None
-        return f"{came} other process(es) came to this GPU while steps were timed"
+        return f"{came} other process{'' if came == 1 else 'es'} came to this GPU while steps were timed"

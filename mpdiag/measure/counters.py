@@ -110,13 +110,13 @@ def count(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
         return {"operations": None, "reason": f"{error}{named}", "remedy": error.remedy}
     metrics: dict[str, float] = {}
     operations: dict[str, float] = {}
+    refused: dict[str, str] = {}
     runs = 0
-    reason: str | None = None
     for name, group in groups.items():
         try:
             values, passes = cupti.count(chip, group, step, device)
         except CuptiRefusedError as error:
-            reason = f"{name}: {error}"
+            refused[name] = str(error)
             continue
         runs += passes
         metrics |= values
@@ -131,7 +131,8 @@ def count(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
         "metrics": metrics,
         "chip": chip,
         "passes": runs,
-        "reason": reason,
+        "reason": "; ".join(f"{name}: {why}" for name, why in refused.items() if name != INSTRUCTIONS) or None,
+        "instructions_reason": refused.get(INSTRUCTIONS, None if instructions is not None else f"not there on {chip}"),
         "remedy": None,
     }
 

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,7 +17,7 @@ from mpdiag.costs.tensor_cores import Calibration, GpmEvidence
 from mpdiag.costs.timing import Timing
 from mpdiag.device.block import Block, Rest, read_block
 from mpdiag.device.nvml import ENERGY_TICK_SECONDS, Nvml
-from mpdiag.errors import MpdiagError
+from mpdiag.errors import MpdiagError, reason_of
 from mpdiag.measure.sharing import look_for_others
 from mpdiag.measure.steady import SteadyRun
 from mpdiag.measure.turns import turns_of
@@ -29,6 +29,7 @@ LEAST_ABOVE_IDLE = 0.1  # of the energy: below it, a few watts more or less at r
 SAME_STEP = 0.1  # a window's steps may take this much more or less than the timed ones: noise and drift are less mostly
 BATCH_UNKNOWN = "the batch size is not known"
 SKIPPED = "steps were skipped in {count} of the windows; a skipped step takes less"
+UNEVEN = "the batches differ, of {least} to {most} samples: a sample is counted by their mean of {mean:.4g} a step"
 
 Ready = Callable[[str], AbstractContextManager[SteadyRun]]
 Report = Callable[[str], None]
@@ -44,13 +45,16 @@ class ArmWindow:
 
 @dataclass(frozen=True)
 class ArmWindows:
-    """The windows of several arms. failures: what an arm's code raised; needs: why there are none at all."""
+    """The windows of several arms. samples: of a step, the mean over the batches that take turns. failures: what an
+    arm's code raised; needs: why there are none at all. uneven: of every arm whose batches differ, how.
+    """
 
     arms: dict[str, list[ArmWindow]]
-    samples: dict[str, int | None]
+    samples: dict[str, int | float | None]
     sharing: GpuSharing
     failures: dict[str, str]
     needs: str | None = None
+    uneven: dict[str, str] = field(default_factory=dict)
 
 
 def windows_of_arms(
@@ -66,8 +70,9 @@ def windows_of_arms(
     An arm whose code raises has no more windows. On a CPU nothing runs.
     """
     found: dict[str, list[ArmWindow]] = {name: [] for name in names}
-    samples: dict[str, int | None] = dict.fromkeys(names)
+    samples: dict[str, int | float | None] = dict.fromkeys(names)
     failures: dict[str, str] = {}
+    uneven: dict[str, str] = {}
     sharing, rest = look_for_others(device)
     if rest is None:
         return ArmWindows(found, samples, sharing, failures, NEEDS_GPU)
@@ -79,13 +84,15 @@ def windows_of_arms(
             report(f"read the energy of {name}, round {index + 1} of {rounds}")
             try:
                 with ready(name) as run, run.in_force_again() as step:
-                    samples[name] = run.samples
+                    samples[name], sizes = run.samples, run.batch_sizes
+                    if len(set(sizes)) > 1:
+                        uneven[name] = UNEVEN.format(least=min(sizes), most=max(sizes), mean=statistics.fmean(sizes))
                     with run.skips_watched() as skipped:
                         block = read_block(nvml, step, seconds_per_window, device, _tick(rest))
                         found[name].append(ArmWindow(block, skipped()))
-            except MpdiagError as error:
-                failures[name] = error.message
-    return ArmWindows(found, samples, sharing, failures)
+            except (MpdiagError, RuntimeError) as error:  # a device tells of a failed step when it is waited for
+                failures[name] = reason_of(error)
+    return ArmWindows(found, samples, sharing, failures, uneven=uneven)
 
 
 def _tick(rest: Rest) -> float | None:
@@ -138,7 +145,7 @@ def _not_alone(name: str, windows: ArmWindows) -> str | None:
     if windows.sharing.busy:
         return windows.sharing.reason
     others = max((window.block.reading.others or 0 for window in windows.arms[name]), default=0)
-    return f"{others} other process(es) used this GPU meanwhile" if others else None
+    return f"{others} other process{'' if others == 1 else 'es'} used this GPU meanwhile" if others else None
 
 
 def _energy(name: str, windows: ArmWindows, timed_ms: float | None) -> EnergyUse:
@@ -165,7 +172,8 @@ def _energy(name: str, windows: ArmWindows, timed_ms: float | None) -> EnergyUse
     untold = _why_not_above_idle(len(measured), idle, resting)
     gpu = states_seen([state for block in measured for state in block.reading.states])
     skipped = sum(window.skipped for window in windows.arms[name])
-    notes = (SKIPPED.format(count=skipped) if skipped else None, _another_step(step_ms, timed_ms))
+    passed = SKIPPED.format(count=skipped) if skipped else None
+    notes = (windows.uneven.get(name), passed, _another_step(step_ms, timed_ms))
     return EnergyUse(
         arm=name,
         joules_per_sample=mean,
@@ -176,7 +184,7 @@ def _energy(name: str, windows: ArmWindows, timed_ms: float | None) -> EnergyUse
         idle_watts=idle,
         idle_share=resting,
         watts=joules / seconds,
-        samples=steps * batch,
+        samples=round(steps * batch),
         by_window=by_window,
         clocks_mhz=gpu.clocks_mhz,
         temperatures_c=gpu.temperatures_c,

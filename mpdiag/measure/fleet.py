@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from mpdiag.device.stopwatch import release_memory, time_block
-from mpdiag.errors import MpdiagError
+from mpdiag.errors import MpdiagError, reason_of
 from mpdiag.measure.steady import SteadyRun, steady_run
 from mpdiag.settings import WARMUP_STEPS
 from mpdiag.target import Job, Start
@@ -33,7 +33,8 @@ class Fleet:
     """The arms of a comparison. Made by `open_fleet`.
 
     step_seconds: each usable arm's pace. ready_seconds: what building and warming it up for a block takes, where it is
-    not kept in memory. failures: what the code of the others raised. resident: all are in memory.
+    not kept in memory. failures: what the code of the others raised. resident: all are in memory. samples, batch_sizes:
+    as a SteadyRun's, of every arm.
     """
 
     def __init__(self, job: Job, start: Start, arms: dict[str, Precision], device: torch.device) -> None:
@@ -42,7 +43,8 @@ class Fleet:
         self.step_seconds: dict[str, float] = {}
         self.ready_seconds: dict[str, float] = {}
         self.failures: dict[str, str] = {}
-        self.samples: int | None = None
+        self.samples: int | float | None = None
+        self.batch_sizes: tuple[int, ...] = ()
         self.resident = True
 
     @property
@@ -56,13 +58,15 @@ class Fleet:
         if self.resident:
             yield self.runs[name]
             return
-        with steady_run(self.job, self.start, self.arms[name], self.device, WARMUP_STEPS) as run:
-            yield run
-        del run
-        release_memory()
+        release_memory()  # of an arm that failed too: what it held was held by its error until now
+        try:
+            with ExitStack() as stack:
+                yield stack.enter_context(steady_run(self.job, self.start, self.arms[name], self.device, WARMUP_STEPS))
+        finally:
+            release_memory()
 
     def _learn(self, name: str, run: SteadyRun) -> None:
-        self.samples = run.samples
+        self.samples, self.batch_sizes = run.samples, run.batch_sizes
         with run.in_force_again() as step:
             times, _ = time_block(step, PACE_STEPS, self.device)
         self.step_seconds[name] = max(statistics.median(times) / 1000, 1e-6)
@@ -76,10 +80,10 @@ class Fleet:
                     steady_run(self.job, self.start, precision, self.device, WARMUP_STEPS)
                 )
                 self._learn(name, self.runs[name])
-            except MpdiagError as error:
-                if error.slug == "out-of-memory":
+            except (MpdiagError, RuntimeError) as error:  # a device tells of a failed step when it is waited for
+                if getattr(error, "slug", None) == "out-of-memory":
                     return False
-                self.failures[name] = error.message
+                self.failures[name] = reason_of(error)
         return True
 
     def _one_by_one(self, report: Report) -> str | None:
@@ -89,16 +93,15 @@ class Fleet:
         self.failures.clear()
         for name in self.arms:
             report(f"warm up {name}, alone on the device")
-            release_memory()
             began = time.perf_counter()
             try:
                 with self.ready(name) as run:
                     self._learn(name, run)
                 self.ready_seconds[name] = time.perf_counter() - began
-            except MpdiagError as error:
-                if error.slug == "out-of-memory":
+            except (MpdiagError, RuntimeError) as error:
+                if getattr(error, "slug", None) == "out-of-memory":
                     return name
-                self.failures[name] = error.message
+                self.failures[name] = reason_of(error)
         return None
 
 

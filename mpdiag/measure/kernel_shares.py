@@ -8,6 +8,7 @@ from statistics import median
 
 from mpdiag.costs.kernel_names import Purpose, TensorCores, purpose, tensor_cores
 from mpdiag.costs.kernels import HostWait, KernelTime, NamedKernel
+from mpdiag.measure.intervals import lost_us, merged, union_us
 from mpdiag.measure.trace_events import Trace, TracedKernel
 
 TOP = 15  # kernels listed by name; most steps have nine tenths of their time in fewer
@@ -46,7 +47,7 @@ def kernel_time(trace: Trace, step_ms: float | None) -> KernelTime | None:
         busy_ms=busy,
         step_ms=wall,
         step_traced=step_ms is None,
-        busy_share=min(1.0, busy / wall),
+        busy_share=busy / wall,
         top=tuple(named[:TOP]),
         unknown=tuple(k for k in named if k.tensor_cores == TensorCores.UNKNOWN)[:TOP],
         waits=host_waits(trace),
@@ -55,10 +56,13 @@ def kernel_time(trace: Trace, step_ms: float | None) -> KernelTime | None:
 
 def host_waits(trace: Trace) -> tuple[HostWait, ...]:
     """The host's waits by call, operator and module, most time first; per step."""
-    groups: defaultdict[tuple[str, str | None, str | None], list[float]] = defaultdict(list)
-    for wait in trace.waits:
-        groups[wait.call, wait.op, wait.module].append(wait.duration_us)
-    found = [HostWait(*key, len(times) / trace.steps, sum(times) / trace.steps / 1000) for key, times in groups.items()]
+    groups: defaultdict[tuple[str, str | None, str | None], list[tuple[float, float]]] = defaultdict(list)
+    for wait, lost in zip(trace.waits, lost_us(trace.waits, merged(trace.kernels)), strict=True):
+        groups[wait.call, wait.op, wait.module].append((wait.duration_us, lost))
+    found = []
+    for key, times in groups.items():
+        waited, lost = (sum(each) / trace.steps / 1000 for each in zip(*times, strict=True))
+        found.append(HostWait(*key, len(times) / trace.steps, waited, lost))
     return tuple(sorted(found, key=lambda wait: -wait.time_ms))
 
 
@@ -72,16 +76,6 @@ def named_kernels(kernels: Sequence[TracedKernel], steps: int) -> list[NamedKern
         for (name, op, dtype), times in groups.items()
     ]
     return sorted(named, key=lambda k: (-k.time_ms, k.name))
-
-
-def union_us(kernels: Iterable[TracedKernel]) -> float:
-    """The time in which at least one of them ran: streams overlap."""
-    covered, end = 0.0, float("-inf")
-    for k in sorted(kernels, key=lambda k: k.start_us):
-        stop = k.start_us + k.duration_us
-        covered += max(0.0, stop - max(end, k.start_us))
-        end = max(end, stop)
-    return covered
 
 
 def is_cast(kernel: TracedKernel) -> bool:

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 
 from mpdiag.costs.kernel_names import Purpose, TensorCores, purpose, tensor_cores
-from mpdiag.costs.kernels import Flops, LayerUse
+from mpdiag.costs.kernels import Flops, LayerUse, WhyNot
 from mpdiag.costs.tensor_cores import BF16, FP16, FP32, TF32, Ceilings
+from mpdiag.measure.intervals import union_us
 from mpdiag.measure.products import Product
 from mpdiag.measure.trace_events import Trace, TracedKernel
 from mpdiag.measure.why_not import ModuleFacts, products_to_time, reasons_of
@@ -61,10 +62,12 @@ def layers_of(
 ) -> tuple[LayerUse, ...]:
     """Modules with products of their own or a hundredth of the kernel time, most time first; with what is in none.
 
+    Times, shares, rates and gains are by the clock: of kernels that overlap (cuDNN's recurrent layers take several
+    streams) only their union is a part of the step.
     timer: kernel time in ms of single products; asked once, for all layers together.
     """
     kernels = [k for k in trace.kernels if not k.copy]
-    total = sum(k.duration_us for k in kernels)
+    total, by_clock = sum(k.duration_us for k in kernels), union_us(kernels)
     own: defaultdict[str, list[TracedKernel]] = defaultdict(list)
     for k in kernels:
         if k.phase in ("forward", "backward"):
@@ -81,17 +84,24 @@ def layers_of(
     layers = []
     for name, found in listed.items():
         fact = facts.get(name, ModuleFacts("", 1, 0, False))
-        reasons = reasons_of(found, fact, arithmetic, total, steps, timed)
+        reasons = _by_clock(reasons_of(found, fact, arithmetic, total, steps, timed), found)
         counted = sum(flops.by_module[name]) if flops and name in flops.by_module else None
-        layers.append(replace(_layer(name, fact, found, total, steps, counted, arithmetic, ceilings), why_not=reasons))
+        layer = _layer(name, fact, found, by_clock, steps, counted, arithmetic, ceilings)
+        layers.append(replace(layer, why_not=reasons))
     return tuple(sorted(layers, key=lambda each: -each.time_share))
+
+
+def _by_clock(reasons: Sequence[WhyNot], kernels: Sequence[TracedKernel]) -> tuple[WhyNot, ...]:
+    """The reasons with gains of a layer's time by the clock, which is less than its kernels' where these overlap."""
+    part = union_us(kernels) / (sum(k.duration_us for k in kernels) or 1.0)
+    return tuple(why if why.gain_ms is None else replace(why, gain_ms=why.gain_ms * part) for why in reasons)
 
 
 def _layer(
     name: str,
     fact: ModuleFacts,
     kernels: Sequence[TracedKernel],
-    total_us: float,
+    by_clock_us: float,
     steps: int,
     flops: int | None,
     arithmetic: str,
@@ -99,16 +109,16 @@ def _layer(
 ) -> LayerUse:
     products = [k for k in kernels if purpose(k.name) == Purpose.PRODUCT]
     dtype = _most_time(products or kernels)
-    product_s = sum(k.duration_us for k in products) / steps / 1e6
+    product_s = union_us(products) / steps / 1e6
     rate = flops / product_s / 1e12 if flops and product_s else None
     by_type = {"float32": TF32 if arithmetic == TF32 else FP32, **_CEILING_OF}
     ceiling, burst = ceilings.of_layers(by_type.get(dtype or "", "")) if ceilings else (None, False)
     return LayerUse(
         name=name,
         module_type=fact.type,
-        forward_ms=sum(k.duration_us for k in kernels if k.phase == "forward") / steps / 1000,
-        backward_ms=sum(k.duration_us for k in kernels if k.phase == "backward") / steps / 1000,
-        time_share=sum(k.duration_us for k in kernels) / total_us,
+        forward_ms=union_us(k for k in kernels if k.phase == "forward") / steps / 1000,
+        backward_ms=union_us(k for k in kernels if k.phase == "backward") / steps / 1000,
+        time_share=union_us(kernels) / by_clock_us,
         dtype=dtype,
         tensor_cores=verdict(products),
         flops=flops,

@@ -71,7 +71,8 @@ def memory_of_arms(
         left = until - time.monotonic()
         if stopped.is_set() or left < LEAST_SECONDS:
             taken = names
-            why = STOPPED if stopped.is_set() else f"the time budget left {max(left, 0):.0f} s"
+            needs = f"an arm takes at least {LEAST_SECONDS:.0f} s, the time budget had {max(left, 0):.0f} s left for it"
+            why = STOPPED if stopped.is_set() else needs
             replies = [Reply(None, why)] * len(taken)
         else:
             report(f"memory of {', '.join(taken)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import cycle, islice
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,14 +22,21 @@ LARGEST_SCALE = torch.finfo(torch.float32).max  # a GradScaler does not grow bey
 class SteadyRun:
     """One arm, ready to be stepped again and again: no hooks, no reading of the loss, no loader.
 
-    samples: the batch size, None where no tensor tells it. batches: those on the device.
+    batches: those on the device, which take turns. batch_sizes: theirs, empty where no tensor tells one.
     """
 
     def __init__(self, session: Session, batches: list[Any], batch_dim: int = 0) -> None:
         self.session = session
-        self.samples = samples_in(batches[0], batch_dim)
+        sizes = [samples_in(batch, batch_dim) for batch in batches]
+        self.batch_sizes = tuple(size for size in sizes if size is not None) if None not in sizes else ()
         self.batches = batches
         self._batches = cycle(batches)
+
+    @property
+    def samples(self) -> int | float | None:
+        """Of one step, the mean over the batches; a whole number where they are of one size, None where not known."""
+        sizes = self.batch_sizes
+        return None if not sizes else fmean(sizes) if len(set(sizes)) > 1 else sizes[0]
 
     def step(self) -> None:
         """One iteration; only for inside `in_force_again`."""

@@ -9,6 +9,8 @@ from mpdiag.measure.why_not import BOUND, FORMULA, LAYOUT, WORTH
 SHORT_KERNEL_US = 10.0  # a launch takes the host 5 to 10 us; shorter kernels end before the next is there
 BUSY = 0.7  # of the step: an idle third is no longer the gaps between kernels, which come to a few percent
 NAMED_WAITS = 3  # the longest ones in one sentence
+LITTLE = 0.01  # of the step: waits that take less, or cost less, are not worth a change of the loop
+MUCH = 0.05  # of the step: waits that take as much are worth a line however busy the GPU is
 HOST_WAITS = "host-waits"
 CASTS = 0.05  # of the kernel time: weights and activations cast once come to less
 OPTIMIZER = 0.2  # of the kernel time: mixed precision does not touch it
@@ -55,12 +57,17 @@ def _gpu_waits(time: KernelTime) -> WhyNot | None:
 
 
 def _host_waits(time: KernelTime) -> WhyNot | None:
-    """Waits of the host for the GPU: each step by something else than a GradScaler, or where the GPU then waits too."""
+    """Waits of the host for the GPU that take a part of the step: long ones, short ones of something else than a
+    GradScaler or where the GPU waits too; none of a GradScaler's alone during and after which the GPU has work.
+    """
     own = [wait for wait in time.waits if wait.op != SCALERS_READ]
     idle = time.busy_share < BUSY
-    if not time.waits or not (idle or own):
-        return None
     calls, total = sum(wait.calls for wait in time.waits), sum(wait.time_ms for wait in time.waits)
+    lost = sum(wait.lost_ms or 0.0 for wait in time.waits) if all(w.lost_ms is not None for w in time.waits) else None
+    if total < LITTLE * time.step_ms or not (idle or own or total >= MUCH * time.step_ms):
+        return None
+    if not own and lost is not None and lost < LITTLE * time.step_ms:
+        return None
     remedy = (
         "keep the steps free of .item(), .cpu(), printed tensors and torch.cuda.synchronize(): read every 100th step"
     )
@@ -68,14 +75,30 @@ def _host_waits(time: KernelTime) -> WhyNot | None:
         remedy = "a fused optimizer: AdamW(..., fused=True) takes the GradScaler's number on the GPU"
     return WhyNot(
         HOST_WAITS,
-        f"the host waits for the GPU in {calls:.3g} calls a step, {total:.2g} ms of a traced step: "
+        f"the host waits for the GPU in {_calls(calls)} a step, {total:.2g} ms of a traced step: "
         + "; ".join(map(_wait_in_words, time.waits[:NAMED_WAITS]))
         + ("; and more" if len(time.waits) > NAMED_WAITS else ""),
         remedy,
         None,
-        "not measured: while the host waits it queues nothing"
-        + ("" if idle else f", and yet the GPU is busy {time.busy_share:.0%} of the step"),
+        _why_no_gain(time, lost),
     )
+
+
+def _why_no_gain(time: KernelTime, lost_ms: float | None) -> str:
+    """What waits cost at most: not their time, in which the GPU may work, but that in which it has nothing to do."""
+    if lost_ms is None:
+        return "not measured: while the host waits it queues nothing"
+    if lost_ms < LITTLE * time.step_ms:
+        return "little to gain: the GPU has work during these waits and right after them"
+    return (
+        f"not measured: at most {lost_ms:.2g} ms of a traced step, in which the GPU has nothing to do during these "
+        "waits or right after them"
+    )
+
+
+def _calls(calls: float) -> str:
+    shown = f"{calls:.3g}"
+    return f"{shown} call{'' if shown == '1' else 's'}"
 
 
 def _wait_in_words(wait: HostWait) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from mpdiag.costs.gpu import GpuSharing, GpuState, states_seen
 from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.device.nvml import Nvml
 from mpdiag.device.stopwatch import time_block
-from mpdiag.errors import MpdiagError
+from mpdiag.errors import MpdiagError, reason_of
 from mpdiag.measure.fleet import Fleet
 from mpdiag.measure.sharing import AFTER, SHORT_REST_SECONDS, look_for_others
 from mpdiag.measure.turns import turns_of
@@ -33,6 +33,7 @@ RETRIES = 2  # of a block in which a step was skipped
 
 CONTROL = "again"
 NOT_RESIDENT = "the arms did not fit in memory together: each block began with a fresh model"
+ANEW = "the arms do not fit in memory together, so each block builds its arm anew"
 
 
 @dataclass
@@ -47,15 +48,45 @@ class _Blocks:
     reason: str | None = None
 
 
-def time_arms(fleet: Fleet, seconds: float) -> Timing:
+def arms_left_out(
+    fleet: Fleet, seconds: float, most_seconds: float, left_out_first: Sequence[str]
+) -> tuple[dict[str, str], str | None]:
+    """(the arms not to time, each with the reason; why none is to be timed, None where the others are).
+
+    Only for arms that are built block by block, which nobody could plan for before: of these the least needed are left
+    out until the fewest rounds fit into `seconds`. What is left then, in `left_out_first` no more, may take
+    `most_seconds`.
+    """
+    if fleet.resident:
+        return {}, None
+    kept, left_out = list(fleet.usable), {}
+    for name in left_out_first:
+        if _least_seconds(fleet, kept) <= seconds:
+            break
+        if name in kept[1:]:
+            kept.remove(name)
+            left_out[name] = (
+                f"{ANEW}, this one in {fleet.ready_seconds[name]:.0f} s: left out, so that {MIN_ROUNDS} rounds of the "
+                "others fit into the time budget"
+            )
+    needed = _least_seconds(fleet, kept)
+    if needed <= max(seconds, most_seconds):
+        return left_out, None
+    had = f"the time budget had {max(most_seconds, 0.0):.0f} s left"
+    return {}, f"{ANEW}: {MIN_ROUNDS} rounds of {' and '.join(kept)} take about {needed:.0f} s, {had}"
+
+
+def time_arms(fleet: Fleet, seconds: float, left_out: Mapping[str, str] | None = None) -> Timing:
     """Time every usable arm of a fleet for about `seconds` in all; an arm that fails has its error as the reason.
 
-    On a CUDA device, what NVML says is kept: who else used it before and meanwhile, and each arm's clock and heat.
+    left_out: usable arms that are not to be timed, and why. On a CUDA device, what NVML says is kept: who else used it
+    before and meanwhile, and each arm's clock and heat.
     """
     began = time.perf_counter()
     nvml = Nvml(fleet.device)
     sharing, _ = look_for_others(fleet.device, SHORT_REST_SECONDS)
-    usable = fleet.usable
+    reasons = fleet.failures | dict(left_out or {})
+    usable = [name for name in fleet.usable if name not in reasons]
     turns = [*usable, CONTROL]
     lengths = {name: _block_steps(fleet.step_seconds[name]) for name in usable}
     left = seconds - (time.perf_counter() - began)
@@ -72,7 +103,7 @@ def time_arms(fleet: Fleet, seconds: float) -> Timing:
     rounds = len(order)
     records = []
     for name, precision in fleet.arms.items():
-        blocks = found.get(name) or _Blocks(reason=fleet.failures[name])
+        blocks = found.get(name) or _Blocks(reason=reasons[name])
         records.append(_record(name, precision, blocks, rounds))
     return Timing(
         arms=tuple(records),
@@ -82,6 +113,7 @@ def time_arms(fleet: Fleet, seconds: float) -> Timing:
         resident=fleet.resident,
         seconds=round(time.perf_counter() - began, 3),
         notes=() if fleet.resident else (NOT_RESIDENT,),
+        batch_sizes=fleet.batch_sizes if len(set(fleet.batch_sizes)) > 1 else (),
         order=order,
         sharing=_sharing_after(fleet.device, sharing),
         others=max(others, default=None),
@@ -92,7 +124,10 @@ def _sharing_after(device: torch.device, before: GpuSharing) -> GpuSharing:
     """Who else used the device: who was there and idle, or could not be listed, may have begun to work meanwhile."""
     if device.type != "cuda" or before.busy or before.processes == 0:
         return before
-    after, _ = look_for_others(device, SHORT_REST_SECONDS, AFTER)
+    try:
+        after, _ = look_for_others(device, SHORT_REST_SECONDS, AFTER)
+    except RuntimeError:  # the device is lost with an arm, whose reason says so; what was timed before stands
+        return before
     return after if after.busy else before
 
 
@@ -108,20 +143,38 @@ def _rounds(
     ready_seconds: Mapping[str, float],
 ) -> int:
     """How many rounds fit; where few do, the blocks in `lengths` are shortened first, if it is they that take long."""
-    turns = [*lengths, baseline]
-    building = sum(ready_seconds.get(name, 0.0) for name in turns)
-
-    def stepping() -> float:
-        return sum((lengths[name] + SETTLE_STEPS) * step_seconds[name] for name in turns)
 
     def fit() -> int:
-        return max(0, int(seconds / (stepping() + building)))
+        return max(0, int(seconds / sum(_round_seconds(lengths, step_seconds, baseline, ready_seconds))))
 
-    if fit() < GOOD_ROUNDS and stepping() > building:
-        share = max(fit(), 1) / GOOD_ROUNDS
-        for name, length in lengths.items():
-            lengths[name] = max(MIN_BLOCK_STEPS, int(length * share))
+    stepping, building = _round_seconds(lengths, step_seconds, baseline, ready_seconds)
+    if fit() < GOOD_ROUNDS and stepping > building:
+        _shorten(lengths, max(fit(), 1) / GOOD_ROUNDS)
     return min(MAX_ROUNDS, max(MIN_ROUNDS, fit()))
+
+
+def _round_seconds(
+    lengths: Mapping[str, int], step_seconds: Mapping[str, float], baseline: str, ready_seconds: Mapping[str, float]
+) -> tuple[float, float]:
+    """(seconds of stepping, seconds of building arms) in one round, in which the baseline has two blocks."""
+    turns = [*lengths, baseline]
+    stepping = sum((lengths[name] + SETTLE_STEPS) * step_seconds[name] for name in turns)
+    return stepping, sum(ready_seconds.get(name, 0.0) for name in turns)
+
+
+def _shorten(lengths: dict[str, int], share: float) -> None:
+    for name, length in lengths.items():
+        lengths[name] = max(MIN_BLOCK_STEPS, int(length * share))
+
+
+def _least_seconds(fleet: Fleet, names: Sequence[str]) -> float:
+    """What the fewest rounds of these arms take, the baseline first, with blocks as short as `_rounds` makes them."""
+    lengths = {name: _block_steps(fleet.step_seconds[name]) for name in names}
+    given = (fleet.step_seconds, names[0], fleet.ready_seconds)
+    stepping, building = _round_seconds(lengths, *given)
+    if stepping > building:
+        _shorten(lengths, 1 / GOOD_ROUNDS)
+    return MIN_ROUNDS * sum(_round_seconds(lengths, *given))
 
 
 def _one_block(fleet: Fleet, name: str, steps: int, found: _Blocks, nvml: Nvml) -> None:
@@ -145,8 +198,8 @@ def _one_block(fleet: Fleet, name: str, steps: int, found: _Blocks, nvml: Nvml) 
             if nvml.unavailable is None:
                 step()  # clocks fall and limits end when work does
                 found.states.append(nvml.state())
-    except MpdiagError as error:
-        found.reason = error.message
+    except (MpdiagError, RuntimeError) as error:  # a device tells of a failed step when it is waited for
+        found.reason = reason_of(error)
         found.medians_ms.append(None)
         return
     found.medians_ms.append(statistics.median(times))

@@ -71,6 +71,7 @@ class TracedWait:
     """One call in which the host waits for the GPU; its fields as of a HostWait. duration_us: of the call."""
 
     call: str
+    start_us: float
     duration_us: float
     step: int
     op: str | None
@@ -136,7 +137,8 @@ def read_trace(document: Mapping[str, Any]) -> Trace:
         if step is not None:
             home = by_id.get(args.get("External id")) or _around(event, threads)
             op = _reader(home, threads, steps[step])
-            waits.append(TracedWait(event["name"], float(event.get("dur", 0)), step, op, homes.of(home)[0]))
+            at, lasted = float(event["ts"]), float(event.get("dur", 0))
+            waits.append(TracedWait(event["name"], at, lasted, step, op, homes.of(home)[0]))
     for event in events:
         if event.get("cat") not in ("kernel", *_COPIES):
             continue

@@ -71,7 +71,7 @@ def _control(outcome: ControlOutcome, adam: bool) -> str:
     if outcome.failed:
         return f"{outcome.arm} is worse, as it should be ({outcome.why}): the test can fail on this job"
     if outcome.broke:
-        eps = ", for Adam's eps of 1e-8 is 0 in FP16" if adam and outcome.arm == "fp16-pure" else ""
+        eps = ", because Adam's eps of 1e-8 is 0 in FP16" if adam and outcome.arm == "fp16-pure" else ""
         return f"{outcome.arm} broke ({outcome.why}){eps}, which shows that breakage is noticed and no more"
     if outcome.failed is None:
         return f"{outcome.arm} is undecided ({outcome.why})"
@@ -104,11 +104,11 @@ def _nothing_shown(run: Verification, diagnosis: Diagnosis) -> str:
     text += f": nothing has shown that this test can {what} on this job within {steps} steps"
     if begun:
         return f"{text} from this checkpoint"
-    return f"{text}; late in training it would sooner, from a trained state: --start-from CHECKPOINT"
+    return f"{text}; late in training it is likelier to: scan from a trained state with --start-from CHECKPOINT"
 
 
 def band_sentences(bands: tuple[CurveBand, ...]) -> list[str]:
-    """Where each arm's smoothed loss is told apart from FP32's; arms of which the same holds share a sentence."""
+    """Where each arm's smoothed loss differs from FP32's; arms of which the same holds share a sentence."""
     by_text: dict[str, list[str]] = {}
     for band in bands:
         by_text.setdefault(_band(band), []).append(band.arm)
@@ -118,10 +118,10 @@ def band_sentences(bands: tuple[CurveBand, ...]) -> list[str]:
 def _band(band: CurveBand) -> str:
     if band.mean_difference is None:
         return f"no band, because {band.reason}"
-    sure = f"{100 * (band.confidence or 0.0):.3g} % sure for all steps together, {band.seeds} seeds"
+    sure = f"{100 * (band.confidence or 0.0):.3g} % confidence for the whole curve, {band.seeds} seeds"
     where = (
-        "nowhere told apart from FP32"
+        "no difference from FP32 shown at any step"
         if band.first_step_outside is None
-        else f"told apart from FP32, first at step {band.first_step_outside}"
+        else f"differs from FP32, first at step {band.first_step_outside}"
     )
     return f"{band.reason}; until then {where} ({sure})" if band.reason else f"{where} ({sure})"

@@ -14,20 +14,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpdiag.diagnosis import LossScaleAdvice, Trial
+from mpdiag.report.arm_styles import DASHES, styles_of
 from mpdiag.report.curves import (
+    SHARE_DASHES,
     SHARE_FLOOR,
     SHARE_LINES,
     SHARE_TICKS,
-    arm_order,
+    drawn_window,
+    exponents_shown,
     loss_range,
     share_position,
-    window,
 )
 from mpdiag.report.html_gaps import gap_axis, gaps
+from mpdiag.report.html_numbers import value
 
 Figure = dict[str, Any]
 
-PLOTLY_DASHES = ("solid", "7px,4px", "2px,3px", "9px,3px,2px,3px", "4px,2px", "1px,4px")
+PLAIN_DIGITS = 4  # plotly's "minexponent": an axis up to 99,999 has plain digits, beyond it powers of ten
 SHARE_COLOURS = {"under": "var(--under)", "energy": "var(--energy)", "over": "var(--over)"}
 
 
@@ -44,21 +47,22 @@ def loss_figure(trials: Sequence[Trial]) -> Figure | None:
     limits = loss_range(trials)
     if limits is None:
         return None
-    order = arm_order(trials)
+    style = styles_of(t.arm for t in trials)
     data = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": f"{_plain(t.arm)}, seed {t.seed}",
             "x": list(range(1, len(t.losses) + 1)),
-            "y": [v if math.isfinite(v) else None for v in t.losses],
+            "y": [_finite(v) for v in t.losses],
+            "text": [value(v) for v in t.losses],
             "line": {
-                "color": f"var(--arm-{order[t.arm]})",
-                "width": 1.6 if order[t.arm] else 3,
-                "dash": PLOTLY_DASHES[order[t.arm]],
+                "color": f"var(--arm-{style[t.arm]})",
+                "width": 1.6 if style[t.arm] else 3,
+                "dash": _dash(DASHES[style[t.arm]]),
             },
-            "opacity": 1 if order[t.arm] else 0.45,
-            "hovertemplate": "%{y:.4g}",
+            "opacity": 1 if style[t.arm] else 0.45,
+            "hovertemplate": "%{text}",
         }
         for t in trials
     ]
@@ -74,17 +78,17 @@ def gap_figure(trials: Sequence[Trial], margin: float | None = None) -> Figure |
     axis = gap_axis(found, margin)
     if axis is None:
         return None
-    order = arm_order(trials)
+    style = styles_of(gap.arm for gap in found)
     data = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": _plain(gap.arm),
             "x": list(range(1, len(gap.values) + 1)),
-            "y": [axis.position(v) if math.isfinite(v) else None for v in gap.values],
-            "customdata": [v if math.isfinite(v) else None for v in gap.values],
-            "line": {"color": f"var(--arm-{order[gap.arm]})", "width": 1.6, "dash": PLOTLY_DASHES[order[gap.arm]]},
-            "hovertemplate": "%{customdata:.3g}",
+            "y": [_finite(axis.position(v)) for v in gap.values],
+            "text": [value(v, 3) for v in gap.values],
+            "line": {"color": f"var(--arm-{style[gap.arm]})", "width": 1.6, "dash": _dash(DASHES[style[gap.arm]])},
+            "hovertemplate": "%{text}",
         }
         for gap in found
     ]
@@ -115,15 +119,14 @@ def loss_scale_figure(advice: LossScaleAdvice) -> Figure | None:
             "name": line.label.split(":")[0],
             "x": exponents,
             "y": [_finite(share_position(line.read(p))) for p in points],
-            "customdata": [_finite(100 * line.read(p)) for p in points],
-            "line": {"color": SHARE_COLOURS[line.key], "width": 2, "dash": dash},
-            "hovertemplate": "%{customdata:.3g} %",
+            "text": [value(100 * line.read(p), 3) for p in points],
+            "line": {"color": SHARE_COLOURS[line.key], "width": 2, "dash": _dash(dash)},
+            "hovertemplate": "%{text} %",
         }
-        for line, dash in zip(SHARE_LINES, PLOTLY_DASHES, strict=False)
+        for line, dash in zip(SHARE_LINES, SHARE_DASHES, strict=True)
     ]
     layout = _layout("loss scale S", "share of the gradients")
-    every = 4 if exponents[-1] - exponents[0] > 16 else 2
-    shown = [e for e in exponents if e % every == 0]
+    shown = exponents_shown(points)
     layout["xaxis"] |= {
         "tickvals": shown,
         "ticktext": [_power(e) for e in shown],
@@ -135,7 +138,7 @@ def loss_scale_figure(advice: LossScaleAdvice) -> Figure | None:
         "ticktext": [text for _, text in SHARE_TICKS],
         "range": [math.log10(SHARE_FLOOR) - 0.15, 0.15],
     }
-    layout["shapes"], layout["annotations"] = _marks(advice)
+    layout["shapes"], layout["annotations"] = _marks(advice, exponents[0], exponents[-1])
     return {"data": data, "layout": layout}
 
 
@@ -144,12 +147,17 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _marks(advice: LossScaleAdvice) -> tuple[list[Figure], list[Figure]]:
+def _dash(svg: str) -> str:
+    """An SVG dash pattern as plotly writes it."""
+    return ",".join(f"{length}px" for length in svg.split()) or "solid"
+
+
+def _marks(advice: LossScaleAdvice, first: float, last: float) -> tuple[list[Figure], list[Figure]]:
     shapes: list[Figure] = []
     notes: list[Figure] = []
-    feasible = window(advice)
-    if feasible:
-        low, high = feasible
+    ends = drawn_window(advice, first, last)
+    if ends:
+        low, high = ends
         shapes.append(
             {
                 "type": "rect",
@@ -180,6 +188,8 @@ def _layout(x_title: str, y_title: str) -> Figure:
         "zeroline": False,
         "ticks": "outside",
         "tickcolor": "var(--faint)",
+        "exponentformat": "power",
+        "minexponent": PLAIN_DIGITS,
     }
     return {
         "font": {"family": "var(--sans)", "size": 12, "color": "var(--muted)"},

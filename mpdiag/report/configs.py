@@ -30,8 +30,11 @@ def _section(config: Config) -> str:
 
 
 def _why_none(diagnosis: Diagnosis) -> str:
+    advice = diagnosis.advice
     if diagnosis.verification is not None and diagnosis.verification.train_with is None:
         return f"neither FP16 nor BF16 has been shown to train like FP32. {diagnosis.verification.reason}"
-    if diagnosis.train_in == FP32 and diagnosis.advice is not None and diagnosis.advice.format_choice is not None:
-        return f"the advice is to stay in FP32: {diagnosis.advice.format_choice.reason}"
-    return diagnosis.advice.loss_scale.reason if diagnosis.advice else why_no_advice(diagnosis)
+    if advice is None:
+        return why_no_advice(diagnosis)
+    if diagnosis.train_in == FP32 and advice.format_choice is not None:
+        return f"the advice is to stay in FP32: {advice.format_choice.reason}"
+    return f"no loss scale is known for FP16: {advice.loss_scale.reason}"

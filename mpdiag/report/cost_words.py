@@ -9,6 +9,7 @@ from mpdiag.costs.kernels import ArmKernels
 from mpdiag.diagnosis import Comparison, Verification
 from mpdiag.report.html_numbers import share, size
 from mpdiag.report.memory_line import memory_words
+from mpdiag.report.read_again import second_reading
 from mpdiag.report.tensor_core_words import tensor_core_line, waiting_words
 
 BASELINE, CONFIGURED, TF32 = "fp32", "fp32-configured", "tf32"
@@ -86,7 +87,8 @@ def _time(run: Verification, arm: str) -> str | None:
     text = f"{_named(arm)}{first.baseline_value:.4g} -> {first.candidate_value:.4g} ms a step: "
     text += ", ".join(speed_words(c) for c in told)
     reasons = dict.fromkeys(c.reason for c in told if c.verdict == "inconclusive" and c.reason)
-    tail = [*reasons, *([host] if (host := launch_bound(run.costs.kernels, arm)) else [])]
+    again, host = second_reading(run, first), launch_bound(run.costs.kernels, arm)
+    tail = [*reasons, *(words for words in (again, host) if words)]
     return "; ".join((text, *tail))
 
 
@@ -106,7 +108,8 @@ def _energy(run: Verification, arm: str) -> str | None:
     c = ratio_of(run, ENERGY, arm)
     if c is None:
         return None
-    text = f"{_named(arm)}{c.baseline_value:.3g} -> {c.candidate_value:.3g} J a sample, x{c.difference:.2f}{between(c)}"
+    text = f"{_named(arm)}{c.baseline_value:.3g} -> {c.candidate_value:.3g} J a sample, "
+    text += f"x{c.difference:.2f} of {REFERENCES[BASELINE]}'s{between(c)}"
     idle = next((use.idle_share for use in run.costs.energy if use.arm == arm), None)
     tail = [c.reason] if c.verdict == "inconclusive" and c.reason else []
     if idle is not None and idle >= MOSTLY_IDLE:

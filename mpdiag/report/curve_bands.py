@@ -7,57 +7,37 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from mpdiag.accuracy import CurveBand
-from mpdiag.report.html_axes import (
-    DASHES,
-    EDGE,
-    FOOT,
-    LEFT,
-    TOP,
-    Scale,
-    across,
-    chart,
-    line,
-    step_axis,
-    ticks,
-    upward,
-    y_axis,
-)
-from mpdiag.report.html_numbers import MINUS
+from mpdiag.report.arm_styles import DASHES
+from mpdiag.report.html_axes import Scale, across, chart, labelled, level, line, step_axis, ticks, upward, y_axis
 
 MOST = 4  # times the largest mean or the margin: a wider band, of few seeds, may not squash the curves
 MARGINS = 1.6  # the margin's lines stay inside the picture, with some room beyond them
 
 
 def band_curves(
-    bands: Sequence[CurveBand], order: Mapping[str, int], controls: Sequence[str], margin: float | None
+    bands: Sequence[CurveBand], styles: Mapping[str, int], controls: Sequence[str], margin: float | None
 ) -> Markup | None:
     """The mean difference with its band for every arm that has one; None where there is none.
 
-    order: each arm's colour and dash. controls: arms drawn without their band, and which may leave the picture, so that
-    the others stay readable.
+    styles: each arm's colour and dash. controls: arms drawn without their band, and which may leave the picture, so
+    that the others stay readable.
     margin: what counts as equal in the mean of the second half, drawn as two lines.
     """
-    drawn = [b for b in bands if b.mean_difference is not None and b.arm in order]
+    drawn = [b for b in bands if b.mean_difference is not None and b.arm in styles]
     reach = _reach([b for b in drawn if b.arm not in controls] or drawn, margin)
     if reach is None:
         return None
     x, y = across(1, max(2, *(b.steps[-1] for b in drawn))), upward(-reach, reach)
-    clip = (
-        f'<clipPath id="band-clip"><rect x="{LEFT}" y="{TOP}" width="{EDGE - LEFT}" height="{FOOT - TOP}"/></clipPath>'
-    )
-    areas = "".join(_area(b, x, y, order[b.arm]) for b in drawn if b.arm not in controls)
+    areas = "".join(_area(b, x, y, styles[b.arm]) for b in drawn if b.arm not in controls)
     lines = "".join(
         line([(x(s), y(v)) for s, v in zip(b.steps, b.mean_difference or (), strict=True)],
-             f"arm-{order[b.arm]}", DASHES[order[b.arm]])
+             f"arm-{styles[b.arm]}", DASHES[styles[b.arm]])
         for b in drawn
     )  # fmt: skip
-    axes = step_axis(x, int(x.high)) + y_axis(
-        [(y(v), f"{v:g}".replace("-", MINUS)) for v in ticks(-reach, reach)], "loss − FP32 loss"
-    )
-    for edge in (margin, -margin) if margin else ():
-        axes += f'<path class="margin" d="M{LEFT} {y(edge):g}H{EDGE}"/>'
-    shapes = f'{clip}{axes}<g clip-path="url(#band-clip)">{areas}{lines}</g>'
-    return chart("Smoothed difference of each arm's loss from FP32, with its band", shapes)
+    marks = ticks(-reach, reach)
+    axes = step_axis(x, int(x.high)) + y_axis(zip(map(y, marks), labelled(marks), strict=True), "loss − FP32 loss")
+    equal = "".join(level(y(edge), "margin") for edge in ((margin, -margin) if margin else ()))
+    return chart("Smoothed difference of each arm's loss from FP32, with its band", axes, areas + equal + lines)
 
 
 def _reach(bands: Sequence[CurveBand], margin: float | None) -> float | None:

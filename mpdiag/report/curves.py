@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mpdiag.diagnosis import LossScaleAdvice, ScalePoint, Trial
+from mpdiag.report.arm_styles import DASHES, styles_of
 from mpdiag.report.html_axes import (
-    DASHES,
-    EDGE,
     FOOT,
-    LEFT,
+    SPAN,
     TOP,
-    WIDTH,
     Scale,
     across,
     chart,
+    labelled,
+    level,
     line,
+    percent,
     power,
     step_axis,
     ticks,
@@ -31,7 +32,8 @@ from mpdiag.report.html_gaps import gap_axis, gaps
 
 SHARE_FLOOR = 1e-6  # shares have no lower end on a log axis; what is below lies on this line and says so
 SHARE_TICKS = ((1e-6, "≤0.0001 %"), (1e-4, "0.01 %"), (1e-2, "1 %"), (1.0, "100 %"))
-ARM_COLOURS = len(DASHES)
+MOST_LABELS = 10
+NARROWEST = 1.0  # octaves: how wide a window is drawn at least, so that one of a single scale can be seen
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,7 @@ SHARE_LINES = (
     ShareLine("energy", "energy lost: their share of the squared gradient norm", lambda p: p.energy_lost),
     ShareLine("over", "overflow: share of the elements that become infinite", lambda p: p.overflow),
 )
-
-
-def arm_order(trials: Iterable[Trial]) -> dict[str, int]:
-    """Each arm's colour and dash, in the order of appearance: the baseline comes first and is ink."""
-    return {arm: i % ARM_COLOURS for i, arm in enumerate(dict.fromkeys(t.arm for t in trials))}
+SHARE_DASHES = ("", "7 4", "2 3")
 
 
 def loss_range(trials: Sequence[Trial]) -> tuple[float, float] | None:
@@ -78,15 +76,14 @@ def loss_curves(trials: Sequence[Trial]) -> Markup | None:
         return None
     last = max(len(t.losses) for t in trials)
     x, y = across(1, max(last, 2)), upward(*limits)
-    order = arm_order(trials)
+    style = styles_of(t.arm for t in trials)
     lines = "".join(
-        line([(x(i + 1), y(v)) for i, v in _finite(t.losses)], f"arm-{order[t.arm]}", DASHES[order[t.arm]])
+        line([(x(i + 1), y(v)) for i, v in _finite(t.losses)], f"arm-{style[t.arm]}", DASHES[style[t.arm]])
         for t in trials  # the baseline is broad and lies beneath, so that an equal curve can be seen on it
     )
-    axes = step_axis(x, last) + y_axis([(y(v), f"{v:g}") for v in ticks(*limits)], "training loss")
-    clip = f'<clipPath id="loss-clip"><rect x="{LEFT}" y="{TOP}" width="{EDGE - LEFT}" '
-    clip += f'height="{FOOT - TOP}"/></clipPath>'
-    return chart("Training loss by step", f'{clip}{axes}<g clip-path="url(#loss-clip)">{lines}</g>')
+    marks = ticks(*limits)
+    axes = step_axis(x, last) + y_axis(zip(map(y, marks), labelled(marks), strict=True), "training loss")
+    return chart("Training loss by step", axes, lines)
 
 
 def gap_curves(trials: Sequence[Trial], margin: float | None = None) -> Markup | None:
@@ -100,21 +97,20 @@ def gap_curves(trials: Sequence[Trial], margin: float | None = None) -> Markup |
         return None
     last = max(len(gap.values) for gap in found)
     x, y = across(1, max(last, 2)), upward(axis.low - 1, axis.high)
-    order = arm_order(trials)
+    style = styles_of(gap.arm for gap in found)
     lines = "".join(
         line(
             [(x(i), y(axis.position(v))) for i, v in enumerate(gap.values, 1)],
-            f"arm-{order[gap.arm]}",
-            DASHES[order[gap.arm]],
+            f"arm-{style[gap.arm]}",
+            DASHES[style[gap.arm]],
         )
         for gap in found
     )
     axes = step_axis(x, last)
     marks = [(y(axis.low - 1), "0"), *((y(e), power(e, 10)) for e in axis.decades)]
     axes += y_axis(marks, "|loss − FP32 loss|")
-    if margin:
-        axes += f'<path class="margin" d="M{LEFT} {y(axis.position(margin)):g}H{EDGE}"/>'
-    return chart("Distance of each arm's loss from FP32 by step", axes + lines)
+    equal = level(y(axis.position(margin)), "margin") if margin else ""
+    return chart("Distance of each arm's loss from FP32 by step", axes, equal + lines)
 
 
 def share_position(share: float) -> float:
@@ -131,12 +127,18 @@ def loss_scale_curve(advice: LossScaleAdvice) -> Markup | None:
     y = upward(math.log10(SHARE_FLOOR), 0)
     lines = "".join(
         line([(x(p.log2_scale), y(share_position(share.read(p)))) for p in points], f"s-{share.key}", dash)
-        for share, dash in zip(SHARE_LINES, ("", "7 4", "2 3"), strict=True)
+        for share, dash in zip(SHARE_LINES, SHARE_DASHES, strict=True)
     )
-    exponents = [e for e in range(int(x.low), int(x.high) + 1) if e % (4 if x.high - x.low > 16 else 2) == 0]
-    axes = x_axis([(x(e), power(e)) for e in exponents], "loss scale S")
+    axes = x_axis([(x(e), power(e)) for e in exponents_shown(points)], "loss scale S")
     axes += y_axis([(y(math.log10(v)), text) for v, text in SHARE_TICKS], "share of the gradients")
-    return chart("Share of the gradients lost by loss scale", _window(advice, x) + axes + lines)
+    return chart("Share of the gradients lost by loss scale", _window(advice, x) + axes, lines, _recommended(advice, x))
+
+
+def exponents_shown(points: Sequence[ScalePoint]) -> list[int]:
+    """The exponents to label on the axis of the loss scale: as many as a telephone has room for."""
+    low, high = points[0].log2_scale, points[-1].log2_scale
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 64) if (high - low) // step < MOST_LABELS)
+    return [e for e in range(low, high + 1) if e % every == 0]
 
 
 def window(advice: LossScaleAdvice) -> tuple[int, int] | None:
@@ -166,20 +168,34 @@ def _finite(losses: Sequence[float]) -> list[tuple[int, float]]:
     return [(i, v if math.isfinite(v) else math.nan) for i, v in enumerate(losses)]
 
 
+def drawn_window(advice: LossScaleAdvice, low: float, high: float) -> tuple[float, float] | None:
+    """The feasible window in log2 as it is drawn on an axis from low to high: inside it, and wide enough to see."""
+    feasible = window(advice)
+    if feasible is None:
+        return None
+    left, right = (min(max(end, low), high) for end in feasible)
+    spare = max(0.0, NARROWEST - (right - left)) / 2
+    left, right = max(left - spare, low), min(right + spare, high)
+    return min(left, high - NARROWEST), max(right, low + NARROWEST)
+
+
 def _window(advice: LossScaleAdvice, x: Scale) -> str:
-    drawn, feasible = "", window(advice)
+    ends = drawn_window(advice, x.low, x.high)
+    if ends is None:
+        return ""
+    left, right = map(x, ends)
+    size = f'width="{percent(right - left)}" height="{FOOT - TOP}"'
+    return f'<rect class="window" x="{percent(left)}" y="{TOP}" {size}/>'
 
-    def inside(exponent: int) -> float:
-        return x(min(max(exponent, x.low), x.high))
 
-    if feasible:
-        x0, x1 = inside(feasible[0]), inside(feasible[1])
-        size = f'width="{max(x1 - x0, 2):g}" height="{FOOT - TOP}"'
-        drawn += f'<rect class="window" x="{x0:g}" y="{TOP}" {size}/>'
-    if advice.log2_scale is not None:
-        at = inside(advice.log2_scale)
-        anchor = "end" if at > WIDTH * 0.8 else "start" if at < WIDTH * 0.2 else "middle"
-        drawn += f'<path class="recommended" d="M{at:g} {TOP}V{FOOT}"/>'
-        drawn += f'<text class="mark" text-anchor="{anchor}" x="{at:g}" y="{TOP - 9}">'
-        drawn += f"recommended {power(advice.log2_scale)}</text>"
-    return drawn
+def _recommended(advice: LossScaleAdvice, x: Scale) -> str:
+    if advice.log2_scale is None:
+        return ""
+    at = x(min(max(advice.log2_scale, x.low), x.high))
+    anchor = "end" if at > SPAN * 0.8 else "start" if at < SPAN * 0.2 else "middle"
+    where = percent(at)
+    return (
+        f'<line class="recommended" x1="{where}" x2="{where}" y1="{TOP}" y2="{FOOT}"/>'
+        f'<text class="mark" text-anchor="{anchor}" x="{where}" y="{TOP - 6}">'
+        f"recommended {power(advice.log2_scale)}</text>"
+    )

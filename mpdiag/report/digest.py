@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpdiag.diagnosis import NOT_ASKED_FOR, Capture, Comparison, Diagnosis, Environment, Finding, Trial
+from mpdiag.diagnosis import (
+    NOT_ASKED_FOR,
+    Capture,
+    Comparison,
+    Diagnosis,
+    Environment,
+    Finding,
+    Trial,
+    Verification,
+)
 from mpdiag.foretold import Prediction
 from mpdiag.operations import NOT_OBSERVED, OpRole
 from mpdiag.report.accuracy_words import CRASHED, control_sentences, verdict_in_words
@@ -34,19 +43,21 @@ class Digest:
     not_done: tuple[str, ...]
 
 
-def digest_of(diagnosis: Diagnosis) -> Digest:
-    """The digest of a diagnosis, whole or partial."""
+def digest_of(diagnosis: Diagnosis, every_finding: bool = False) -> Digest:
+    """The digest of a diagnosis, whole or partial. every_finding: for paper that has no page beside it."""
     verdict, reason = verdict_of(diagnosis)
     advice = diagnosis.advice
     findings = advice.findings if advice else ()
     asked = [f for f in findings if f.severity != "info" or not f.code.startswith(OF_FP8)]
-    shown = tuple((f.severity, f.code, _told(f)) for f in asked[:MAX_FINDINGS])
-    hidden = len(findings) - len(shown)
+    kept = asked[:MAX_FINDINGS]
+    if every_finding or len(findings) - len(kept) == 1:  # a line that says "1 more" has room for the one
+        kept = list(findings)
+    shown, hidden = tuple((f.severity, f.code, _told(f)) for f in kept), len(findings) - len(kept)
     return Digest(
         heading=tuple(_heading(diagnosis)),
         verdict=verdict,
         verdict_reason=reason,
-        why=tuple(_why(diagnosis)),
+        why=tuple(_raised_once(_why(diagnosis), reason, diagnosis.verification)),
         findings=shown,
         more_findings=f"{_count(hidden, 'more finding')}: see the page" if hidden else None,
         next_steps=tuple(steps_from(diagnosis)),
@@ -102,8 +113,10 @@ def _observed(capture: Capture) -> str:
         False: f"THE PROBE CHANGED THE TRAINING by {test.difference:.3g}" if test.difference is not None else "",
         None: f"bit-identity not tested: {test.reason}",
     }[test.unchanged]
-    steps, tensors = _count(capture.steps, f"{capture.precision} step"), _count(len(capture.tables), "tensor")
-    return f"observed {steps} · {tensors} · {unchanged}"
+    steps = _count(capture.steps, f"{capture.precision} step")
+    # none: they were left out of this file, or the scan ended before; a note says which, and 0 would be no count
+    tensors = [_count(len(capture.tables), "tensor")] if capture.tables else []
+    return f"observed {' · '.join([steps, *tensors, unchanged])}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -134,6 +147,17 @@ def _why(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     return lines
 
 
+def _raised_once(lines: list[tuple[str, str]], verdict: str, run: Verification | None) -> list[tuple[str, str]]:
+    """What a run raised in full where it first stands, in the verdict or a line; after that a word on where."""
+    raised = [t.error for t in run.trials if t.error] if run is not None else []
+    said, told = verdict, []
+    for topic, text in lines:
+        again = next((error for error in raised if text.endswith(f"{CRASHED}: {error}") and error in said), None)
+        said += text
+        told.append((topic, text if again is None else f"{text.removesuffix(f': {again}')}, see above"))
+    return told
+
+
 def _operation_lines(capture: Capture | None) -> list[tuple[str, str]]:
     """One line on the second pass, where there was one."""
     seen = [t for t in (capture.operations if capture else None) or () if t.role is not OpRole.CONSTANT]
@@ -156,10 +180,22 @@ def comparison_line(c: Comparison) -> tuple[str, str]:
     text += f", difference {c.difference:+.2g}" if c.difference else ", no difference"
     if c.interval is not None and c.margin is not None:
         text += f" (90 % within {c.interval[0]:+.2g}..{c.interval[1]:+.2g}, margin ±{c.margin:.2g})"
-    text += f": {verdict_in_words(c)}" + (f", {c.reason}" if c.reason else "")
+    text += f": {verdict_in_words(c)}" + (f", {c.reason}" if c.reason else "") + _past_margin(c)
     scatters = c.test and c.verdict == "inconclusive" and c.test.resolution is None
     scatter = c.test.spread_in_margins(c.margin) if c.test and scatters else None
     return topic, text if scatter is None else f"{text}; the differences of the pairs scatter by {scatter:.2g} margins"
+
+
+def _past_margin(c: Comparison) -> str:
+    """Why an interval wholly past the margin decides nothing: worse or better is only what is past the wider one."""
+    beyond = c.test.worse_beyond if c.test else None
+    if c.verdict != "inconclusive" or c.interval is None or c.margin is None or beyond is None:
+        return ""
+    low, high = c.interval
+    between = c.margin < low < beyond or -beyond < high < -c.margin
+    if not between:
+        return ""
+    return f"; past the margin, and worse or better is only what is past ±{beyond:.2g}, the margin uncut for few seeds"
 
 
 def _bf16(comparisons: tuple[Comparison, ...]) -> list[tuple[str, str]]:

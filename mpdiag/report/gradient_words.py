@@ -19,7 +19,24 @@ def gradient_line(check: GradientCheck) -> str | None:
     told = f"{first.arm}'s is {percent(first.gradient_error)} off FP32's before training"
     if first.noise_share is not None:
         told += f", {percent(first.noise_share)} of what another batch changes"
-    return "; ".join([told, *(f"{each.arm} {percent(each.gradient_error)}" for each in others)])
+    line = "; ".join([told, *(f"{each.arm} {percent(each.gradient_error)}" for each in others)])
+    return line + _calming(check, first.gradient_error or 0.0)
+
+
+def _calming(check: GradientCheck, error: float) -> str:
+    """What to know of a large error before one is alarmed, as the page has it: the noise of FP32, TF32, amplification.
+
+    TF32 that is as far off says that the rounding is to blame and not FP16's range; without it nothing is excused.
+    """
+    tf32 = next((each.gradient_error for each in check.arms if each.arm == "tf32"), None)
+    if error < LARGE:
+        return ""
+    again = [f"FP32 again {percent(check.repeat_error)}"] if check.repeat_error else []
+    if tf32 is not None and error < TWICE * tf32:
+        again.append("TF32 about as far off: a deep network amplifies any rounding")
+    else:
+        again.append("a deep network can amplify any rounding")
+    return f" ({', '.join(again)})"
 
 
 def percent(share: float | None) -> str:

@@ -17,11 +17,11 @@ from mpdiag.diagnosis import SEVERITIES, Diagnosis, Finding, TensorTable, Verifi
 from mpdiag.finding import Certainty
 from mpdiag.report import charts, curves, strips
 from mpdiag.report.accuracy_words import CONTROLS, band_sentences, control_sentences, repeat_sentence
+from mpdiag.report.arm_styles import DASHES, styles_of
 from mpdiag.report.curve_bands import band_curves
 from mpdiag.report.gradient_words import caption, percent
 from mpdiag.report.html_anchors import Anchors, TensorLinks, slug
 from mpdiag.report.html_arms import arm_table, by_arm, margin_of, setup
-from mpdiag.report.html_axes import DASHES
 from mpdiag.report.html_cells import Notes
 from mpdiag.report.html_costs import costs_context
 from mpdiag.report.html_formats import counted, lost_table
@@ -132,7 +132,7 @@ def _loss_scale(diagnosis: Diagnosis, links: TensorLinks) -> dict[str, Any]:
         "window_told": feasible is not None and {*map(str, feasible)} <= {*named},
         "scale": scale,
         "scale_chart": curves.loss_scale_curve(scale) if scale else None,
-        "share_lines": curves.SHARE_LINES,
+        "share_lines": tuple(zip(curves.SHARE_LINES, curves.SHARE_DASHES, strict=True)),
         "feasible": feasible,
         "binding": binding,
         "energy": energy_words(scale) if scale else None,
@@ -144,6 +144,7 @@ def _verification(run: Verification | None) -> dict[str, Any]:
     notes = Notes()
     trials = by_arm(run.trials if run else ())
     bands, margin = run.curves if run else (), margin_of(run, "loss")
+    arms = styles_of(t.arm for t in trials)
     return {
         "arm_table": arm_table(run, notes),
         "setup": setup(run),
@@ -152,8 +153,8 @@ def _verification(run: Verification | None) -> dict[str, Any]:
         "loss_chart": curves.loss_curves(trials),
         "gap_chart": curves.gap_curves(trials, margin),
         "gap_margin": margin,
-        "arms": curves.arm_order(trials),
-        "band_chart": band_curves(bands, curves.arm_order(trials), CONTROLS, margin),
+        "arms": arms,
+        "band_chart": band_curves(bands, arms, CONTROLS, margin),
         "band_words": band_sentences(bands),
         "tests": test_rows(run),
         "stopped": curves.stopped(trials),

@@ -76,7 +76,7 @@ def absent(reason: str) -> Cell:
 
 def measured(trials: Sequence[Trial], field: str) -> Cell:
     """The figure of the first run that has it."""
-    found = next((t for t in trials if getattr(t, field) is not None), None)
+    found = next((t for t in trials if getattr(t, field) not in (None, {})), None)  # {}: evaluate() gave nothing
     if found is None:
         return absent(why_missing(trials[0], field))
     shown = figure(found, field)

@@ -33,7 +33,9 @@ def costs_context(diagnosis: Diagnosis) -> dict[str, Any]:
         "costs_missing": missing_line(costs),
         "speed_view": speed,
         "energy_view": energy,
-        **tensor_core_context(costs.kernels, costs.flops, costs.kernels_reason, costs.ceilings),
+        **tensor_core_context(
+            costs.kernels, costs.flops, costs.kernels_reason, costs.ceilings, costs.ceilings_reason, costs.flops_reason
+        ),
         **memory_context(costs),
     }
 

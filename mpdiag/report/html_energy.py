@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.diagnosis import Comparison, Verification
-from mpdiag.report.cost_words import ENERGY, ratio_of
+from mpdiag.report.cost_words import CONFIGURED, ENERGY, TF32, ratio_of
 from mpdiag.report.html_numbers import joules, share, value
 
 VERDICTS = {"better": "less", "worse": "more", "equivalent": "no difference", "inconclusive": "undecided"}
@@ -55,6 +56,7 @@ def energy_view(run: Verification | None) -> EnergyView | None:
     setup = f"{windows} window{'' if windows == 1 else 's'} an arm in turns, {seconds:.0f} s in all"
     if idle is not None:
         setup += f"; the idle GPU draws {idle:.0f} W"
+    setup += _against(run, measured)
     reasons = {use.arm: c.reason for use in measured if (c := ratio_of(run, ENERGY, use.arm)) and c.reason}
     notes = [(use.arm, use.note) for use in measured if use.note]
     untold: dict[str, list[str]] = {}
@@ -65,6 +67,17 @@ def energy_view(run: Verification | None) -> EnergyView | None:
     if reasons:
         notes.append((", ".join(reasons), "; ".join(dict.fromkeys(reasons.values()))))
     return EnergyView(setup, tuple(_row(run, use) for use in uses), tuple(notes))
+
+
+def _against(run: Verification, measured: Sequence[EnergyUse]) -> str:
+    """That the ratios are to IEEE FP32 alone, where its cheaper kin were timed and have no window."""
+    timed = {each.arm for each in (run.costs.timing.arms if run.costs.timing else ()) if each.step_time_ms is not None}
+    without = timed - {use.arm for use in measured}
+    told = [words for arm, words in ((TF32, "TF32"), (CONFIGURED, "your present settings")) if arm in without]
+    if not told or len(measured) < 2:
+        return ""
+    have = "have" if told[-1] != "TF32" else "has"
+    return f"; ratios are to IEEE FP32 alone, for {' and '.join(told)} {have} no window"
 
 
 def cost_css(c: Comparison) -> str:

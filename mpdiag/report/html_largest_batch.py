@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from mpdiag.costs.largest_batch import MARGIN, MIN_MARGIN_BYTES, BatchTrial, LargestBatch
 from mpdiag.report.html_cells import Cell
 from mpdiag.report.html_numbers import THIN, share, size, value
+from mpdiag.report.memory_line import batches_of, rates_words
 from mpdiag.report.memory_reasons import BASELINE, grouped_remarks, times
 
 COLUMNS = ("Largest batch", "Did not fit", "Peak reserved", "May be reserved", "Bytes by batch", "Samples a second")
@@ -107,6 +108,12 @@ def _speed(found: LargestBatch, baseline: LargestBatch | None) -> Cell:
     return Cell(value(float(f"{found.samples_per_second:.4g}")), under=tuple(under))
 
 
+def _gain(found: Sequence[LargestBatch], each: LargestBatch) -> str | None:
+    """What an arm's larger batch is good for: the step at the job's own batch does not tell."""
+    rates = None if each.arm == BASELINE else rates_words(*batches_of(found, each.arm))
+    return None if rates is None else f"with the largest batches that fit it trains {rates}"
+
+
 def _met(trial: BatchTrial) -> str:
     if trial.fits:
         return "" if trial.peak_bytes is None else size(trial.peak_bytes)
@@ -114,7 +121,8 @@ def _met(trial: BatchTrial) -> str:
 
 
 def _remarks(found: Sequence[LargestBatch]) -> tuple[tuple[str, str], ...]:
-    told = [(each.arm, note) for each in found for note in each.notes]
+    told = [(each.arm, words) for each in found if (words := _gain(found, each))]
+    told += [(each.arm, note) for each in found for note in each.notes]
     untimed = [e for e in found if e.batch is not None and e.samples_per_second is None]
     told += [(each.arm, f"no speed: {each.speed_reason or 'no reason was recorded'}") for each in untimed]
     return grouped_remarks(told)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 from markupsafe import Markup, escape
 
+from mpdiag.report.plain_numbers import parts, tidy
+
 THIN = "\u202f"  # narrow no-break space between a number and its unit
 MINUS = "\u2212"
 
@@ -47,9 +49,9 @@ def power(exponent: float) -> Markup:
 
 
 def size(count: float) -> str:
-    """Bytes in KiB, MiB, GiB."""
+    """Bytes in KiB, MiB, GiB; what would be printed as 1024 of one is 1.0 of the next."""
     for unit, name in _BINARY:
-        if count >= unit:
+        if count >= unit * (1 - 2**-11):  # 1023.5 of the unit below
             value = count / unit
             return f"{value:.{0 if value >= 100 else 1}f}{THIN}{name}"
     return f"{count:.0f}{THIN}bytes"
@@ -67,14 +69,8 @@ def value(number: float, digits: int = 4) -> Markup:
     """A plain number to so many significant digits; very small and large ones as a power of ten."""
     if not math.isfinite(number):
         return Markup(nonfinite(number))
-    if number == int(number) and abs(number) < 1e6:
-        return Markup(f"{number:.0f}".replace("-", MINUS))
-    if (1e-3 if digits > 2 else 1e-4) <= abs(number) < 1e4:  # few digits: 0.00033 is shorter than 3.3 × 10^-4
-        return Markup(f"{number:.{digits}g}".replace("-", MINUS))
-    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    shown = str(int(exponent)).replace("-", MINUS)
-    return Markup(f"{mantissa.replace('-', MINUS)}{THIN}×{THIN}10<sup>{shown}</sup>")
+    shown, exponent = (str(part).replace("-", MINUS) for part in parts(number, digits))
+    return Markup(shown if exponent == "0" else f"{shown}{THIN}×{THIN}10<sup>{exponent}</sup>")
 
 
 def signed(number: float, digits: int = 3) -> Markup:
@@ -169,12 +165,9 @@ def _raised(exponent: str) -> str:
 
 
 def _set_numbers(safe: str) -> str:
-    """A power of ten with a one-digit exponent is somebody's code (eps=1e-5), and stays; Python prints two digits."""
     safe = re.sub(r"(?<=\d)\.\.(?=[-+]?\d)", " to ", safe)
     safe = re.sub(r"\b2\^\(?(-?\d+)\)?", lambda m: f"2{_raised(m[1])}", safe)
-    safe = re.sub(
-        r"(?<![\w.=(-])([-+]?\d(?:\.\d+)?)e([-+]\d\d+)\b", lambda m: f"{m[1]}{THIN}×{THIN}10{_raised(m[2])}", safe
-    )
+    safe = tidy(safe, value, "&lt;")
     safe = re.sub(r"(?<![\w.=>-])-(?=\d)", MINUS, safe)
     safe = re.sub(r"(?<![\w.])x(?=\d+\.\d)|(?<=\d)x(?= )", "×", safe)
     safe = re.sub(r"(?<=\d) ?%", f"{THIN}%", safe)

@@ -101,9 +101,21 @@ def _reach(run: Verification, rounds: dict[str, list[float]]) -> list[float]:
 
 
 def _setup(timing: Timing) -> str:
-    batch = f", batches of {timing.samples} samples" if timing.samples else ""
     where = "all arms in memory at once" if timing.resident else "each block with a fresh model"
-    return f"{timing.rounds} rounds in which every arm has one block, in turns{batch}, {where}."
+    rounds = "1 round" if timing.rounds == 1 else f"{timing.rounds} rounds"
+    text = f"{rounds} in which every arm has one block, in turns{_batches(timing)}, {where}."
+    if timing.batch_sizes:
+        text += (
+            f" Samples/s are the mean batch of {timing.samples:.4g} over the mean step by the wall clock: the median "
+            "step is that of one size."
+        )
+    return text
+
+
+def _batches(timing: Timing) -> str:
+    if timing.batch_sizes:
+        return f", batches of {min(timing.batch_sizes)} to {max(timing.batch_sizes)} samples"
+    return f", batches of {timing.samples} sample{'' if timing.samples == 1 else 's'}" if timing.samples else ""
 
 
 def _row(
@@ -123,7 +135,8 @@ def _row(
             axis, "FP32 against itself" if control else arm.arm, found.difference, found.interval, dots, css
         )
     step = arm.step_time_ms
-    rate = 1e3 * timing.samples / step if step and timing.samples else None
+    whole = arm.wall_ms if timing.batch_sizes else step
+    rate = 1e3 * timing.samples / whole if whole and timing.samples else None
     return SpeedRow(
         arm=f"{BASELINE} again" if control else arm.arm,
         precision="FP32 against itself: the machine's noise" if control else arm.precision,

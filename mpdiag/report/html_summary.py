@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
+from mpdiag.other_formats import FP16_ISLANDS
 from mpdiag.report.accuracy_words import standing, verdict_in_words
 from mpdiag.report.cost_words import CONFIGURED, REFERENCES, TF32, ratio_of
 from mpdiag.report.digest import STOPPED_BEFORE
 from mpdiag.report.html_numbers import THIN, power, prose, share, size
 from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
 from mpdiag.report.next_steps import instead_of_fp16
+from mpdiag.report.read_again import second_reading
 from mpdiag.report.scale_words import spoken
+
+if TYPE_CHECKING:
+    from mpdiag.plan import IslandPlan
 
 VERDICTS = {
     "go": "Go",
@@ -82,6 +88,9 @@ def _scale_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
     title = "Loss scale for FP16" if instead_of_fp16(diagnosis) else "Recommended loss scale"
     if scale is None:
         return Box(title, None, reason=why_no_advice(diagnosis))
+    plan = diagnosis.advice.plan if diagnosis.advice else None
+    if diagnosis.train_in == FP16_ISLANDS and plan is not None:
+        return _plan_box(title, plan, scale)
     if scale.lower_log2 is None or scale.upper_log2 is None:
         return Box(title, None, reason=scale.reason, href="#loss-scale")
     low, high = power(scale.lower_log2), power(scale.upper_log2)
@@ -97,6 +106,19 @@ def _scale_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
     if 0 <= scale.log2_scale <= 24:
         shown += Markup(' <span class="plain">= {}</span>').format(2**scale.log2_scale)
     return Box(title, shown, (Markup("{} scaling").format(scale.mode), window), href="#loss-scale")
+
+
+def _plan_box(title: str, plan: IslandPlan, scale: LossScaleAdvice) -> Box:
+    """The scale that the code to paste has: with the plan's modules in FP32 other gradients bind."""
+    lines = [Markup("with the plan\u2019s modules in FP32")]
+    if plan.log2_scale is None or plan.mode == "none":
+        shown = Markup("not needed")
+    else:
+        shown = power(plan.log2_scale)
+        lines.append(Markup("{} scaling").format(plan.mode))
+    if scale.log2_scale is not None and scale.log2_scale != plan.log2_scale:
+        lines.append(Markup("without them: {}").format(power(scale.log2_scale)))
+    return Box(title, shown, tuple(lines), href="#loss-scale")
 
 
 def _lost_box(scale: LossScaleAdvice | None, diagnosis: Diagnosis) -> Box:
@@ -136,20 +158,23 @@ def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
     lines.append(Markup("95\u202f% interval {}").format(between) if between else None)
     why = Markup(": {}").format(prose(found.reason)) if found.verdict == "inconclusive" and found.reason else ""
     lines.append(Markup("{}{}").format(TIME_WORDS.get(found.verdict, found.verdict), why))
-    lines.append(_nearer(diagnosis))
+    lines += _nearer(diagnosis)
+    run = diagnosis.verification
+    again = second_reading(run, found) if run is not None else None
+    lines.append(prose(f"but {again}") if again else None)
     return [Box("Step time, FP32 → FP16", shown, tuple(x for x in lines if x), href="#speed")]
 
 
-def _nearer(diagnosis: Diagnosis) -> Markup | None:
-    """The same against what the user has already, or could have: the baseline chosen is most of a gain."""
+def _nearer(diagnosis: Diagnosis) -> list[Markup]:
+    """The same against what the user has already, or could have; of TF32 too where FP16 was not shown to be faster."""
     run = diagnosis.verification
-    ratios = (ratio_of(run, "step_time_ms", "fp16", name) for name in (CONFIGURED, TF32)) if run else ()
-    nearest = next((c for c in ratios if c is not None), None)
-    if nearest is None:
-        return None
-    return Markup("against {}: {}, {}").format(
-        REFERENCES[nearest.baseline], difference(nearest), TIME_WORDS.get(nearest.verdict, nearest.verdict)
-    )
+    found = [ratio_of(run, "step_time_ms", "fp16", name) for name in (CONFIGURED, TF32)] if run else []
+    told = [c for c in found if c is not None]
+    shown = told[:1] + [c for c in told[1:] if c.verdict != "better"]
+    return [
+        Markup("against {}: {}, {}").format(REFERENCES[c.baseline], difference(c), TIME_WORDS.get(c.verdict, c.verdict))
+        for c in shown
+    ]
 
 
 TIME_WORDS = {"better": "faster", "worse": "slower", "equivalent": "no difference", "inconclusive": "undecided"}

@@ -11,7 +11,15 @@ from markupsafe import Markup, escape
 from mpdiag.costs.kernels import ArmKernels, Flops, LayerUse, WhyNot
 from mpdiag.costs.tensor_cores import BF16, COPY, FP16, MATMULS, Ceilings
 from mpdiag.report.html_numbers import THIN, share, value
-from mpdiag.report.tensor_core_words import answer_in_words, gain_in_words, missed, waits
+from mpdiag.report.tensor_core_words import (
+    answer_in_words,
+    busy_words,
+    counted_words,
+    gain_in_words,
+    kernel_time_words,
+    missed,
+    waits,
+)
 
 WORST = 20  # layers shown before the rest folds away: a screen
 GAINS = 5  # layers named above the table: what is worth mending first
@@ -40,7 +48,10 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ArmView:
-    """What the page shows of one arm."""
+    """What the page shows of one arm. counted: what is known of a hardware count that is not what formulas give.
+
+    kernel_time, busy: in words, empty where nothing was traced.
+    """
 
     arm: ArmKernels
     bar: Markup | None
@@ -50,6 +61,9 @@ class ArmView:
     findings: tuple[tuple[WhyNot, str], ...]
     gains: tuple[tuple[LayerUse, WhyNot, str], ...]
     rows: tuple[LayerRow, ...]
+    counted: str | None = None
+    kernel_time: str = ""
+    busy: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +91,21 @@ class TensorCoreView:
 
 
 def tensor_core_context(
-    kernels: Sequence[ArmKernels], flops: Flops | None, reason: str | None, ceilings: Ceilings | None = None
+    kernels: Sequence[ArmKernels],
+    flops: Flops | None,
+    reason: str | None,
+    ceilings: Ceilings | None = None,
+    ceilings_reason: str | None = None,
+    flops_reason: str | None = None,
 ) -> dict[str, Any]:
-    """What templates/tensor_cores.html needs. reason: why no arm was traced, where none was."""
+    """What templates/tensor_cores.html needs. reason: why no arm was traced, where none was.
+
+    ceilings_reason: why there are no ceilings, and so no rate is held against one. flops_reason: why the FLOPs of a
+    step were not counted.
+    """
     return {
+        "ceilings_reason": None if ceilings else (ceilings_reason or "").removeprefix("not measured: ") or None,
+        "flops_reason": None if flops else (flops_reason or "").removeprefix("not measured: ") or None,
         "tensor_view": tensor_core_view(kernels, flops, ceilings),
         "tensor_view_reason": reason or "no arm was traced",
         "tensor_segments": SEGMENTS,
@@ -111,6 +136,9 @@ def _arm(arm: ArmKernels, ceilings: Ceilings | None) -> ArmView:
         findings=tuple((each, gain_in_words(each, waiting)) for each in arm.findings),
         gains=tuple((layer, why, gain_in_words(why)) for layer, why in missed(arm)[:GAINS]),
         rows=tuple(_row(layer, arm.arithmetic, waiting, ceilings) for layer in arm.layers or ()),
+        counted=counted_words(arm.ladder),
+        kernel_time=kernel_time_words(time) if time else "",
+        busy=busy_words(time) if time else "",
     )
 
 

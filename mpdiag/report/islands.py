@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mpdiag.diagnosis import Diagnosis
 from mpdiag.report.accuracy_words import verdict_in_words
+from mpdiag.report.html_numbers import share
+
+if TYPE_CHECKING:
+    from mpdiag.plan import IslandPlan
 
 ARM = "fp16-plan"
+NAMED = 4  # modules in a sentence; the plan has all
 
 
 def island_sentences(diagnosis: Diagnosis) -> list[str]:
@@ -15,6 +22,9 @@ def island_sentences(diagnosis: Diagnosis) -> list[str]:
         return []
     tried = f"tried on the first batch: {plan.iterations} FP16 iteration{'' if plan.iterations == 1 else 's'}"
     tried += f"{', emulated' if plan.emulated else ''}, {plan.seconds:.1f} s"
+    if not plan.enough and plan.half_share == 0:
+        more = f" and {len(plan.spoken) - NAMED} more" if len(plan.spoken) > NAMED else ""
+        return [f"no plan: with {', '.join(plan.spoken[:NAMED])}{more} in FP32 {plan.reason} ({tried})"]
     if not plan.enough:
         return [f"no set of modules in FP32 was found that cures this ({tried}): {plan.reason}"]
     count = len(plan.keep_fp32)
@@ -22,6 +32,7 @@ def island_sentences(diagnosis: Diagnosis) -> list[str]:
     if plan.minimal:
         least = "; none of them can be left out" if count > 1 else ""
     told = [f"{count} module{'' if count == 1 else 's'} in FP32 cure{'s' if count == 1 else ''} it{least} ({tried})"]
+    told.append(_left(plan))
     if plan.near_limit:
         told.append(f"within an octave of overflow, and next if activations grow: {', '.join(plan.near_limit)}")
     run = diagnosis.verification
@@ -33,6 +44,14 @@ def island_sentences(diagnosis: Diagnosis) -> list[str]:
     ]
     speed = _speed(plan.step_time_ratio, plan.step_time_interval, plan.step_time_reference, plan.step_time_reason)
     return [*told, speed]
+
+
+def _left(plan: IslandPlan) -> str:
+    """What of FP16 the plan leaves."""
+    if plan.half_share is None:
+        return f"share of the products' FLOPs left in FP16: {plan.half_share_reason}"
+    mostly = ", so most of the work stays in FP32" if plan.mostly_fp32 else ""
+    return f"{share(plan.half_share)} of the FLOPs of matrix products and convolutions are left in FP16{mostly}"
 
 
 def _speed(

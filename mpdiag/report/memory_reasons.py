@@ -13,6 +13,10 @@ HALVED = 0.505  # a ratio up to this prints as 0.50
 NOTABLE = 0.01  # of FP32's peak: less does not move the ratio's second digit
 OF_THE_GAP = 0.1  # a small gap has small reasons
 KEPT = 0.99  # of FP32's bytes: a part this large did not change its type
+BESIDE = 0.1  # of the largest part of the state: 0.5 MiB of gradients beside 53 MiB of weights is not what stays
+FAR = 0.25  # of FP32's bytes: a change of type leaves half; a part with a quarter or less shrank for another reason
+BELOW_HALF = 0.495  # a ratio below this prints as less than 0.50
+NEXT_TO_NOTHING = 100.0  # times as much as FP32 has is no multiple, it is a part that FP32 hardly has
 ONE = {
     "batch": "the batch takes",
     "workspace": "workspace takes",
@@ -35,7 +39,10 @@ class Excess:
 
 @dataclass(frozen=True)
 class HalfWords:
-    """Why one arm's peak is not half of FP32's. rest_bytes: what the reasons leave of the gap, too small to tell."""
+    """Why one arm's peak is not half of FP32's. rest_bytes: what the reasons leave of the gap, too small to tell.
+
+    below: why it is less than half, where a part shrank by far more than a change of type does.
+    """
 
     arm: str
     found: NotHalf
@@ -43,6 +50,7 @@ class HalfWords:
     reasons: tuple[Excess, ...]
     rest_bytes: float
     moments: str | None
+    below: str | None = None
 
     @property
     def halved(self) -> bool:
@@ -83,7 +91,8 @@ def half_words_of(baseline: MemoryUse, arm: MemoryUse) -> HalfWords | None:
     reasons = [each for each in _reasons(found, baseline.split, arm) if abs(each.excess_bytes) >= notable]
     reasons.sort(key=lambda each: -each.excess_bytes)
     told = sum(each.excess_bytes for each in reasons)
-    return HalfWords(arm.arm, found, gap, tuple(reasons), gap - told, _moments(baseline, arm))
+    below = _below_half(baseline.split, arm.split)
+    return HalfWords(arm.arm, found, gap, tuple(reasons), gap - told, _moments(baseline, arm), below)
 
 
 def lies(use: MemoryUse) -> str | None:
@@ -100,8 +109,8 @@ def joined(names: Sequence[str]) -> str:
 
 
 def times(mine: float | None, theirs: float | None) -> str | None:
-    """A multiple of FP32's figure."""
-    return None if mine is None or not theirs else f"×{mine / theirs:.2f}"
+    """A multiple of FP32's figure; None where FP32 has next to nothing: 1 MiB is ×687 of 1.5 KiB of rounding."""
+    return None if mine is None or not theirs or mine >= NEXT_TO_NOTHING * theirs else f"×{mine / theirs:.2f}"
 
 
 def grouped_remarks(told: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -120,7 +129,8 @@ def _the(phase: str) -> str:
 def _reasons(found: NotHalf, theirs: MemorySplit, arm: MemoryUse) -> list[Excess]:
     assert arm.split is not None
     mine, had, excess = grouped(arm.split), grouped(theirs), dict(found.excess_bytes)
-    kept = [name for name in STATE if excess.get(name, 0.0) > 0 and mine[name] >= KEPT * had[name]]
+    whole = [name for name in STATE if excess.get(name, 0.0) > 0 and mine[name] >= KEPT * had[name]]
+    kept = [name for name in whole if mine[name] >= BESIDE * max(mine[each] for each in whole)]
     made = []
     if kept:
         taken = sum(mine[name] for name in kept)
@@ -133,6 +143,24 @@ def _reasons(found: NotHalf, theirs: MemorySplit, arm: MemoryUse) -> list[Excess
         half = f" where half is {size(had[name] / 2)}" if had[name] else ""
         made.append(Excess(*_told(name, size(mine[name]) + half, arm), beyond))
     return made
+
+
+def _below_half(theirs: MemorySplit, mine: MemorySplit) -> str | None:
+    """The part that shrank by far more than half, and what the ratio is without it; None where the peak is not below.
+
+    Mostly the workspace: in FP32 cuDNN takes algorithms that need much of it, in FP16 others.
+    """
+    had, have = grouped(theirs), grouped(mine)
+    if mine.total >= BELOW_HALF * theirs.total:
+        return None
+    shrunk = [n for n in had if have[n] <= FAR * had[n] and had[n] / 2 - have[n] >= NOTABLE * theirs.total]
+    if not shrunk:
+        return None
+    name = max(shrunk, key=lambda n: had[n] / 2 - have[n])
+    rest = (mine.total - have[name]) / (theirs.total - had[name]) if theirs.total > had[name] else 0.0
+    what = "workspace, which kernels take to work in," if name == "workspace" else name
+    left = size(have[name]) if have[name] else "nothing"
+    return f"it is below half because {what} fell from {size(had[name])} to {left}; without that it is x{rest:.2f}"
 
 
 def _told(name: str, amount: str, arm: MemoryUse) -> tuple[str, str]:

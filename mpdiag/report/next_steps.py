@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from mpdiag.diagnosis import Diagnosis, Verification
-from mpdiag.other_formats import FP16, FP16_ISLANDS
-from mpdiag.report.cost_words import launch_bound, ratio_of
+from mpdiag.other_formats import FP16, FP16_ISLANDS, TF32
 from mpdiag.report.time_needed import DEFAULT_SECONDS, budget_for
+from mpdiag.report.worth_it import tf32_alone, what_it_is_worth
 
 SNIPPET_FOLLOWS = "train with:"
 FEWEST_SEEDS = 3  # that give an interval at all
@@ -17,8 +17,8 @@ OUR_FAULT = "internal: "  # how a reason begins that is no fault of the job: the
 NO_UPDATE, SET_DIRECTION = "before the first update", "set HIGHER_IS_BETTER"  # in a comparison's reason (verify/)
 TOO_LARGE = "cannot be judged"  # so too
 FEW_STEPS = 20  # a run of seconds that gives an endpoint of ten losses
+NOTHING_TRAINS = "MP518"  # no weight moves in FP32, so no comparison tells anything
 EVALUATE = "MP609"  # a warning, for the training went well; without its remedy the metric stays unjudged
-BY_ARM = "arm"  # how a gain is known: another arm was timed with the remedy (costs/kernels.py, WhyNot)
 OUT_OF_TIME = "time budget"  # in every sentence on what the budget cut
 
 
@@ -39,7 +39,7 @@ def steps_from(diagnosis: Diagnosis) -> list[str]:
         steps += [f"{f.code}: {f.remedy}" for f in errors if not (instead and f.code.startswith(OF_FP16))]
         steps += [f"{f.code}: {f.remedy}" for f in advice.findings if f.code == EVALUATE and f.severity == "warning"]
         if run is not None:
-            steps += _to_decide(diagnosis, run) if run.verdict == "inconclusive" else _worth_it(run)
+            steps += _after_runs(diagnosis, run)
         if diagnosis.snippet:
             steps.append(SNIPPET_FOLLOWS)
         if instead:  # what FP16 would need is the alternative, after the code
@@ -66,7 +66,18 @@ def scans_to_come(diagnosis: Diagnosis) -> list[str]:
         return []
     if diagnosis.advice is None or run is None:
         return _on_a_gpu(diagnosis)
-    return [*(_to_decide(diagnosis, run) if run.verdict == "inconclusive" else _worth_it(run)), *_on_a_gpu(diagnosis)]
+    return [*_after_runs(diagnosis, run), *_on_a_gpu(diagnosis)]
+
+
+def _after_runs(diagnosis: Diagnosis, run: Verification) -> list[str]:
+    """What the runs ask for: what would decide them, or what FP16 is worth here; and TF32 alone where it does as well.
+
+    TF32 is no advice where FP16 and BF16 have failed (the choice of a format says it then), nor where FP32 is broken.
+    """
+    undecided = run.verdict == "inconclusive"
+    steps = _to_decide(diagnosis, run) if undecided else what_it_is_worth(run)
+    lead_to_nothing = run.verdict == "no-go" or diagnosis.train_in == TF32 or (undecided and _broken_in_fp32(run))
+    return steps if lead_to_nothing else [*steps, *tf32_alone(run)]
 
 
 def _on_a_gpu(diagnosis: Diagnosis) -> list[str]:
@@ -93,13 +104,18 @@ def modules_to_keep(diagnosis: Diagnosis) -> tuple[str, ...]:
     if advice is None:
         return ()
     if advice.plan is not None:
-        return advice.plan.keep_fp32 if advice.plan.enough else ()
+        return advice.plan.spoken if advice.plan.enough else ()
     asked_for = any(f.severity == "error" for f in advice.findings) and not instead_of_fp16(diagnosis)
     return advice.keep_fp32 if asked_for else ()
 
 
 def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
     """What would decide an undecided verification: its cause first, for each asks for something else."""
+    findings = diagnosis.advice.findings if diagnosis.advice else ()
+    if still := next((f for f in findings if f.code == NOTHING_TRAINS), None):
+        return [f"{still.code}: {still.remedy}"]  # nothing else can tell anything before that
+    if run.strays:
+        return [f"so that FP32 repeats itself: {run.reason.rpartition('; ')[2]}"]
     judged = [c for c in run.comparisons if c.candidate == "fp16" and c.test and c.decides]
     seeds = len({t.seed for t in run.trials if t.arm == "fp16"})
     if any(t.error for t in run.trials if t.arm == "fp16"):
@@ -171,22 +187,3 @@ def _broken_in_fp32(run: Verification) -> str | None:
 
 def _budget(seconds: int | None, preposition: str = " with") -> str:
     return "" if seconds is None else f"{preposition} --time-budget {seconds} (seconds, estimated from these runs)"
-
-
-def _worth_it(run: Verification) -> list[str]:
-    """That FP16 may be used and yet is not worth it, where its steps take longer."""
-    time = ratio_of(run, "step_time_ms", "fp16")
-    if time is None or time.verdict != "worse" or time.difference is None:
-        return _also_faster(run)
-    compiled = ratio_of(run, "step_time_ms", "fp16-compile")
-    tried = compiled is not None and (compiled.difference or 0.0) >= 1
-    ways = "a larger batch or CUDA graphs" if tried else "a larger batch, torch.compile or CUDA graphs"
-    first = f"{ways} come first" if launch_bound(run.costs.kernels, "fp16") else ""
-    return [f"FP16 saves no time on this job as it is (x{time.difference:.2f})" + (f": {first}" if first else "")]
-
-
-def _also_faster(run: Verification) -> list[str]:
-    """What makes FP16's step faster still, as an arm with it was timed."""
-    found = [why for each in run.costs.kernels if each.arm == "fp16" for why in each.findings]
-    timed = [why for why in found if why.gain_from == BY_ARM and why.gain_ms]
-    return [f"faster still by {why.gain_ms:.3g} ms a step, as timed: {why.remedy}" for why in timed]

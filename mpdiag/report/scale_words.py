@@ -5,6 +5,7 @@ from __future__ import annotations
 from mpdiag.diagnosis import Advice, EnergyLost, LossScaleAdvice
 from mpdiag.drift import WindowAt
 from mpdiag.report.html_numbers import share
+from mpdiag.report.plain_numbers import plain
 
 BY_COUNT = "by count alone"  # in the reason of a window whose lower end the counts would put above its upper one
 
@@ -24,10 +25,10 @@ def scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
         lines = [("scale", f"2^{scale.log2_scale} = {_plain(scale.log2_scale)}, {_moves(scale)}; window {window}")]
     if scale.log2_scale is not None and scale.mode != "none" and BY_COUNT in scale.reason:
         lines.append(("", scale.reason))  # why a share of elements may be lost at the scale that is recommended
-    for end in ("upper", "lower"):
+    for end, topic in (("upper", "largest scale"), ("lower", "smallest scale")):
         names = scale.limited_by.get(end, ())
         if names:
-            lines.append((end, f"end set by {', '.join(spoken(name) for name in names)}"))
+            lines.append((topic, f"set by {', '.join(spoken(name) for name in names)}"))
     if scale.underflow_before is not None and scale.energy_lost_before is not None:
         # each tensor is counted for itself: what is zero in one is missing in those before it too
         before = share(scale.underflow_before)
@@ -35,7 +36,7 @@ def scale_lines(scale: LossScaleAdvice) -> list[tuple[str, str]]:
         text = f"{at_least}{before} of the gradient elements become zero at scale 1"
         if scale.underflow_after is not None and scale.log2_scale:
             text += f", {share(scale.underflow_after)} at 2^{scale.log2_scale}"
-        lines += [("lost", text), ("norm", energy_words(scale))]
+        lines += [("underflow", text), ("norm lost", energy_words(scale))]
     return lines
 
 
@@ -70,6 +71,8 @@ def plan_scale_lines(advice: Advice) -> list[tuple[str, str]]:
     plan, scale = advice.plan, advice.loss_scale
     if plan is None or not plan.enough or plan.log2_scale in (None, scale.log2_scale):
         return []
+    if plan.mode == "none":
+        return [("islands", "with them in FP32 no loss scale is needed")]
     return [("islands", f"with them in FP32 other gradients bind: the scale is 2^{plan.log2_scale}, {plan.mode}")]
 
 
@@ -101,7 +104,7 @@ def serves_all(scale: LossScaleAdvice, windows: tuple[WindowAt, ...]) -> bool:
 
 def _plain(log2_scale: int) -> str:
     """A power of two as a number."""
-    return f"{2**log2_scale:,}" if log2_scale >= 0 else f"{2.0**log2_scale:g}"
+    return f"{2**log2_scale:,}" if log2_scale >= 0 else plain(2.0**log2_scale)
 
 
 def spoken(bound: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 from mpdiag.costs.timing import Timing
-from mpdiag.diagnosis import Diagnosis, Verification
+from mpdiag.diagnosis import Comparison, Diagnosis, Verification
 from mpdiag.report.cost_words import CONFIGURED, CONTROL, REFERENCES, STEP_TIME, launch_bound, ratio_of, speed_words
 from mpdiag.report.html_numbers import share
+from mpdiag.report.read_again import second_reading
 
 STALLS = 1.1  # the wall clock over the step time: more is the host's doing, and a sentence
 BATCH_CUT = ("costs:", "every arm trains on")  # how the verification says that batches were cut in half
@@ -33,8 +35,21 @@ def lead_words(run: Verification, arm: str) -> str | None:
     if not told:
         return None
     text = f"{', '.join(speed_words(c) for c in told)}."
-    decided = [c for c in told if c.verdict != "inconclusive"]
-    return f"{text} The baseline chosen is most of the story." if len(decided) > 1 else text
+    part = any(_parted(one, other) for one, other in combinations(told, 2))
+    return f"{text} The baseline chosen is most of the story." if part else text
+
+
+def _parted(one: Comparison, other: Comparison) -> bool:
+    """Whether two ratios of one arm are told apart: by their verdicts, where both have one, or by their intervals.
+
+    Not where neither has a verdict: on a machine as noisy as that no ratio is to be trusted.
+    """
+    undecided = (one.verdict, other.verdict).count("inconclusive")
+    if not undecided and one.verdict != other.verdict:
+        return True
+    if undecided == 2 or one.interval is None or other.interval is None:
+        return False
+    return one.interval[1] < other.interval[0] or other.interval[1] < one.interval[0]
 
 
 def _settings_are_ieee(diagnosis: Diagnosis) -> bool:
@@ -71,6 +86,9 @@ def _notes(run: Verification, timing: Timing) -> Iterator[str]:
                 f"{each.arm}: by the wall clock a step takes {each.wall_ms:.4g} ms, {times:.2f} times as long: the "
                 "host stalls now and then"
             )
+        ratio = ratio_of(run, STEP_TIME, each.arm)
+        if ratio is not None and (words := second_reading(run, ratio)):
+            yield f"{each.arm}: {words}"
     waiting = [each.arm for each in run.costs.kernels if launch_bound(run.costs.kernels, each.arm)]
     if waiting:
         busy = [share(each.time.busy_share) for each in run.costs.kernels if each.time and each.arm in waiting]

@@ -17,6 +17,7 @@ from mpdiag.histogram import ExponentHistogram
 
 WIDTH, HEIGHT = 240, 36
 HAIRLINE = 1.4
+LETTER, GAP = 6.0, 4.0  # pixels of a letter of a zone's name, and between two names
 FLOOR, CEILING = -48, 32  # FP32 reaches 2^-149, but what lies there is no more lost than at 2^-48
 
 ROUNDS_TO_ZERO = FP16.min_subnormal_exponent - 1  # -25: below is underflow
@@ -93,9 +94,9 @@ def header(axis: StripAxis) -> Markup:
     """The axis above the strips: zones in words, ticks, and the three FP16 limits by name."""
     names = dict(ZONES)
     words = "".join(
-        f'<text class="zone-name t-{name}" x="{(x0 + x1) / 2:.1f}" y="9"><title>{names[name]}</title>'
-        f"{_fitting(names[name], x1 - x0)}</text>"
+        f'<text class="zone-name t-{name}" x="{(x0 + x1) / 2:.1f}" y="9"><title>{names[name]}</title>{word}</text>'
         for name, x0, x1 in axis.zones
+        if (word := _fitting(names[name], x1 - x0))
     )
     limits = (ROUNDS_TO_ZERO, SUBNORMAL, OVERFLOW)
     labels = "".join(
@@ -174,9 +175,9 @@ def _spaced(axis: StripAxis, limits: tuple[int, ...]) -> list[int]:
 
 
 def _fitting(word: str, room: float) -> str:
-    """The word, or as much of its beginning as the table's own headings use."""
+    """The word, or the short form of the table's headings, or nothing: what does not fit would run into the next."""
     short = {"subnormal": "subn.", "underflow": "under", "overflow": "over"}
-    return word if room > 6 * len(word) else short.get(word, word)
+    return next((text for text in (word, short.get(word, word)) if LETTER * len(text) + GAP <= room), "")
 
 
 def _minus(exponent: int) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpdiag.costs.kernels import LAUNCH_BOUND, WAITING, ArmKernels, LayerUse, WhyNot
+from mpdiag.costs.kernels import LAUNCH_BOUND, WAITING, ArmKernels, KernelTime, Ladder, LayerUse, WhyNot
 from mpdiag.report.html_numbers import share
 
 NOTABLE_GAIN = 0.01  # of the kernel time: a smaller gain is not worth a line
+APART = 1.05  # of one time over another that should be the same or less: beyond it the two are not the same
+TILES = 1.06  # counted over formula, of a product of 256 rows of 1024 on an H100: it is computed in whole tiles
 
 
 def tensor_core_line(kernels: Sequence[ArmKernels]) -> str | None:
@@ -26,6 +28,36 @@ def _of(arm: ArmKernels) -> str:
     unclear = arm.time.by_class.get("ambiguous", 0.0) + arm.time.by_class.get("unknown", 0.0)
     proof = f" ({arm.ladder.reached})" if arm.ladder and arm.ladder.reached else ""
     return told + (f" + {share(unclear)} not known" if unclear >= 0.0005 else "") + proof  # what prints as 0.1 %
+
+
+def kernel_time_words(time: KernelTime) -> str:
+    """All kernels of a step added up, and how long that was by the clock where they overlap."""
+    text = f"{time.total_ms:.3g} ms of kernels a step"
+    if time.total_ms <= APART * time.busy_ms:
+        return text
+    return f"{text}, which overlap on several streams and take {time.busy_ms:.3g} ms by the clock"
+
+
+def busy_words(time: KernelTime) -> str:
+    """How much of the step the GPU works, or that the trace and the step are not of one length."""
+    step = "traced step" if time.step_traced else "step"
+    if time.busy_share <= APART:
+        return f"the GPU is busy {share(min(1.0, time.busy_share))} of the {step}"
+    return (
+        f"the GPU's work took {time.busy_share:.2f} times the step that was timed: the trace and the timed step "
+        "disagree, so that neither is sure"
+    )
+
+
+def counted_words(ladder: Ladder | None) -> str | None:
+    """What is known of a count of the hardware that is not what formulas give; None where both are one, or missing."""
+    ratio = ladder.of_formulas if ladder is not None else None
+    if ratio is None or f"{ratio:.2f}" == "1.00":
+        return None
+    if ratio < 1:
+        return "Less than by formula: what runs on CUDA cores or is skipped, as masked attention, is not in the count"
+    known = "More than by formula: products are padded to tiles, and small ones count up to 6 % more"
+    return known if ratio <= TILES else f"{known}; the rest is not explained"
 
 
 def missed(arm: ArmKernels) -> list[tuple[LayerUse, WhyNot]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mpdiag.diagnosis import Diagnosis
 from mpdiag.report.digest import Digest, digest_of
 from mpdiag.report.next_steps import SNIPPET_FOLLOWS
+from mpdiag.report.plain_numbers import tidy
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -57,21 +58,29 @@ def _print(console: Console, parts: Digest) -> None:
 
     section("SCAN", [Text(line, style="dim") for line in parts.heading])
     verdict = Text(parts.verdict, style=_STYLE.get(parts.verdict, "bold"))
-    section("VERDICT", [verdict.append(Text(f": {parts.verdict_reason}", style="default"))])
-    section("WHY", [_pairs([(Text(topic, style="dim"), Text(text)) for topic, text in parts.why])] if parts.why else [])
+    section("VERDICT", [verdict.append(Text(f": {tidy(parts.verdict_reason)}", style="default"))])
+    why = [(Text(topic, style="dim"), Text(tidy(text))) for topic, text in _told_once(parts.why)]
+    section("WHY", [_pairs(why)] if why else [])
     found = [
-        (Text(f"{severity} {code}", style=_STYLE[severity]), Text(text)) for severity, code, text in parts.findings
+        (Text(f"{severity} {code}", style=_STYLE[severity]), Text(tidy(text)))
+        for severity, code, text in parts.findings
     ]
     more = [Text(parts.more_findings, style="dim")] if parts.more_findings else []
     section("FINDINGS", [*([_pairs(found)] if found else []), *more])
-    steps = [Text(line) for line in parts.next_steps]
+    steps = [Text(tidy(line)) for line in parts.next_steps]
     if parts.snippet and SNIPPET_FOLLOWS in parts.next_steps:
         place = parts.next_steps.index(SNIPPET_FOLLOWS) + 1
         steps[place:place] = [Text(f"    {line}", style="green") for line in parts.snippet.rstrip().splitlines()]
     section("NEXT", steps)
-    open_ends = [(Text("-", style="dim"), Text(line, style="dim")) for line in parts.not_done]
+    open_ends = [(Text("-", style="dim"), Text(tidy(line), style="dim")) for line in parts.not_done]
     section("NOT DONE", [_pairs(open_ends)] if open_ends else [])
     console.print(grid)
+
+
+def _told_once(why: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lines with each topic at the first of its lines alone."""
+    before = ["", *(topic for topic, _ in why)]
+    return [("" if topic == last else topic, text) for last, (topic, text) in zip(before, why, strict=False)]
 
 
 def _pairs(rows: Sequence[tuple[Text, Text]]) -> Table:

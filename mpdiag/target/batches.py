@@ -135,20 +135,60 @@ def batch_notes(batch: Any, said_dim: int | None) -> tuple[str, ...]:
 def draw(source: Iterable[Any], count: int, limit_bytes: int) -> tuple[list[Any], float | None]:
     """(the first `count` batches, or as many as there are or as fit in `limit_bytes`, at least one if any; mean ms).
 
-    The milliseconds are what the source takes for a batch, the first left out, with which it may start workers; None
-    for fewer than LEAST_TIMED batches.
+    A source that ends is gone through again, as an epoch loop does, so that a loader that shuffles gives its samples in
+    another order. One whose next epoch begins as its first did (a list), or is empty (a generator), gives nothing new.
+    The milliseconds are what the source takes for a batch, the first of an epoch left out, with which it may start
+    workers; None for fewer than LEAST_TIMED batches.
     """
     kept: list[Any] = []
-    used, taken = 0, 0.0
-    batches = iter(source)
+    used, taken, timed = 0, 0.0, 0
+    batches, fresh = iter(source), True  # fresh: the next batch is an epoch's first
     while len(kept) < count and used < limit_bytes:
         began = time.perf_counter()
         try:
             batch = next(batches)
         except StopIteration:
+            if fresh:
+                break
+            batches, fresh = iter(source), True
+            continue
+        if fresh and kept and _same_values(batch, kept[0]):
             break
-        taken += time.perf_counter() - began if kept else 0.0
-        # a loader may reuse one buffer for every batch
-        kept.append(map_tensors(lambda t: t.detach().clone(), batch))
+        if not fresh:
+            taken, timed = taken + time.perf_counter() - began, timed + 1
+        fresh = False
+        kept.append(_copied(batch))
         used += bytes_of(batch)
-    return kept, 1000 * taken / (len(kept) - 1) if len(kept) >= LEAST_TIMED else None
+    return kept, 1000 * taken / timed if timed >= LEAST_TIMED - 1 else None
+
+
+class Replay:
+    """An iterator's batches from the first on each time they are asked for, though it gives them once.
+
+    given: what it gave before, already copied.
+    """
+
+    def __init__(self, batches: Iterator[Any], given: Iterable[Any] = ()) -> None:
+        self._batches = batches
+        self._given = list(given)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from list(self._given)
+        for batch in self._batches:
+            self._given.append(_copied(batch))
+            yield batch
+
+
+def _copied(batch: Any) -> Any:
+    """The batch with tensors of its own, for a loader may reuse one buffer for every batch; they ask for gradients
+    where the loader's do, as points that a loss is differentiated at."""
+    return map_tensors(lambda t: t.detach().clone().requires_grad_(t.requires_grad), batch)
+
+
+def _same_values(one: Any, other: Any) -> bool:
+    """Whether two batches hold equal tensors; also where there is none, or none that can be compared."""
+    here, there = list(tensors_in(one)), list(tensors_in(other))
+    try:
+        return len(here) == len(there) and all(map(torch.equal, here, there))
+    except RuntimeError:  # sparse and quantized tensors have no equality
+        return True

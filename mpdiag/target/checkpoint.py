@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from mpdiag.errors import UsageError, safe_text
 from mpdiag.target.optimizer_kind import changed_by, why_another_kind
+from mpdiag.target.optimizer_state import is_state_dict, why_unsound
 
 WEIGHTS = ("model", "state_dict", "model_state_dict")
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizers", "optimizer_states")  # the last is Lightning's
@@ -56,7 +57,9 @@ class Checkpoint:
 
         Raises UsageError `checkpoint-does-not-fit` with the first names that differ, and `checkpoint-not-finite`.
         """
-        own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+        # torch's own: a class may have written its state_dict anew, with other keys or without torch's arguments
+        held = torch.nn.Module.state_dict(model)
+        own = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
         weights = _unwrapped(self.weights, own)
         shapes = [
             f"{name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here"
@@ -64,9 +67,10 @@ class Checkpoint:
             if name in weights and weights[name].shape != value.shape
         ]
         types = [
-            f"{name} is {weights[name].dtype} there and {value.dtype} here".replace("torch.", "")
+            f"{name} is {there} there and {here} here".replace("torch.", "")
             for name, value in own.items()
-            if name in weights and not _holds(value, weights[name])
+            if name in weights and (differ := _differ(value, weights[name]))
+            for here, there in [differ]
         ]
         wrong = {
             "missing there": [name for name in own if name not in weights],
@@ -85,7 +89,7 @@ class Checkpoint:
         ruined = [name for name in own if not _usable(weights[name], name in trained)]
         if ruined:
             raise _ruined(f"{self.path}: {len(ruined)} of {len(own)} tensors are not finite: {_first(ruined)}")
-        model.load_state_dict(weights, strict=False)
+        torch.nn.Module.load_state_dict(model, weights, strict=False)
 
     def load_into_optimizers(self, optimizers: Mapping[str, torch.optim.Optimizer], source: str) -> tuple[str, ...]:
         """Give optimizers this state, cast to their parameters' type and device; what is kept here stays as it was.
@@ -106,6 +110,8 @@ class Checkpoint:
         for name, optimizer in optimizers.items():
             if why := why_another_kind(optimizer, states[name]):
                 raise _misfit(f"{self.path} has the state of another optimizer than {source}: {why}")
+            if why := why_unsound(optimizer, states[name]):
+                raise _misfit(f"{self.path} does not fit the optimizer of {source}: {why}")
             changed = changed_by(optimizer, states[name]) | changed
             try:
                 optimizer.load_state_dict(states[name])
@@ -156,6 +162,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     tensors = {str(k): v for k, v in weights.items() if _is_tensor(v)} if isinstance(weights, Mapping) else {}
     if not tensors:
         raise UsageError("not-a-checkpoint", f"{path} holds no weights by name", _SAVE)
+    empty = [name for name, value in tensors.items() if value.is_meta]
+    if empty:
+        said = f"{path}: {len(empty)} of {len(tensors)} tensors have no numbers (meta device): {_first(empty)}"
+        raise UsageError("not-a-checkpoint", said, _SAVE)
     if not isinstance(content, Mapping) or weights is content:  # in a plain state_dict every entry is the model's
         return Checkpoint(str(path), tensors)
     states: Any = next((content[key] for key in OPTIMIZERS if isinstance(content.get(key), Mapping | list | tuple)), {})
@@ -164,7 +174,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         named = {str(number): state for number, state in enumerate(states)}
     else:
         named = {"": states} if "param_groups" in states else {str(k): v for k, v in states.items()}
-    if not all(isinstance(state, Mapping) and "param_groups" in state for state in named.values()):
+    if not all(map(is_state_dict, named.values())):
         raise UsageError("not-a-checkpoint", f"{path}: its optimizer entry is no optimizer's state_dict", _SAVE)
     return Checkpoint(str(path), tensors, named, ordered)
 
@@ -186,6 +196,13 @@ def _unreadable(path: str | Path) -> str | None:
     return "a text file, not one that torch.save wrote"
 
 
+def _differ(own: torch.Tensor, there: torch.Tensor) -> tuple[object, object] | None:
+    """What a tensor of the model and a saved one are, where the one cannot take the other's numbers."""
+    if own.layout is not there.layout:
+        return own.layout, there.layout
+    return None if _holds(own, there) else (own.dtype, there.dtype)
+
+
 def _holds(own: torch.Tensor, there: torch.Tensor) -> bool:
     """Whether a tensor of the model can take these numbers: a weight with a fraction no integers, a real no complex."""
     if own.is_complex():
@@ -197,6 +214,8 @@ def _usable(value: torch.Tensor, trained: bool) -> bool:
     """Whether a tensor can start a run: a buffer may hold infinities (masks do), nothing may hold NaN."""
     if not (value.is_floating_point() or value.is_complex()):
         return True
+    if value.layout is not torch.strided:
+        value = value.coalesce().values() if value.layout is torch.sparse_coo else value.values()
     wide = value.float() if value.element_size() == 1 else value  # FP8 has no isfinite
     return bool(torch.isfinite(wide).all()) if trained else not bool(torch.isnan(wide).any())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ import torch
 
 from mpdiag.errors import UsageError
 from mpdiag.settings import BATCH_CACHE_BYTES
-from mpdiag.target.batches import draw
+from mpdiag.target.batches import Replay, draw
 from mpdiag.target.checkpoint import Checkpoint
+from mpdiag.target.own_model import OwnModels
 from mpdiag.target.user_code import guarded
+from mpdiag.target.weights import put_weights, weights_of
 
 Optimizers = dict[str, torch.optim.Optimizer]
 Losses = Generator[tuple[str, torch.Tensor], None, None]
@@ -26,11 +29,16 @@ ONLY = "loss"
 """The name of the loss and optimizer of a job that has just one."""
 
 _SCHEDULED = "the optimizer has a learning-rate scheduler, which is not stepped: every run keeps the first rate"
+_ONE_ITERATOR = "train_batches gives one iterator at every call: every seed sees the same batches"
+_USED_UP = "train_batches gave nothing when it was called again: the batches that it gave before were taken"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where every run of one seed begins: the first weights and the batches in order, both on the CPU."""
+    """Where every run of one seed begins: the first weights and the batches in order, both on the CPU.
+
+    weights: every parameter and buffer by name, those too that a state_dict leaves out (weights.weights_of).
+    """
 
     seed: int
     weights: dict[str, Any]
@@ -69,6 +77,9 @@ class Job:
     target: str = ""  # what the user typed, for processes that load the job again
     seconds: dict[str, float] = field(default_factory=dict, repr=False)  # what "build" and "evaluate" took so far
     _kept: tuple[int, Start] | None = field(default=None, repr=False)
+    _models: OwnModels = field(default_factory=OwnModels, repr=False)
+    _iterator: Callable[[], Any] | None = field(default=None, repr=False)  # gives what train_batches last returned
+    _replay: Replay | None = field(default=None, repr=False)
 
     @property
     def better(self) -> Mapping[str, bool] | bool:
@@ -81,7 +92,9 @@ class Job:
         return tuple(name for name, higher in (self.directions or {}).items() if not higher)
 
     def start(self, seed: int, count: int) -> Start:
-        """The start of a seed with at least `count` batches if the source has them; drawn once, then kept.
+        """The start of a seed with at least `count` batches if the source has them, in as many epochs as that takes.
+
+        They are drawn once, then kept.
 
         Raises UsageError `target-empty-batches` when the source yields nothing.
         """
@@ -92,10 +105,13 @@ class Job:
             module = self._module()
             if self.checkpoint is not None:
                 self.checkpoint.load_into(module, self.source)
-            weights = {k: v.detach().clone() for k, v in module.state_dict().items() if _is_tensor(v)}
+            weights = weights_of(module)
         with guarded("drawing batches"):
             seed_everything(seed)
             batches, batch_ms = draw(self._iterable(), count, BATCH_CACHE_BYTES)
+        if not batches and self._kept is not None:
+            batches, batch_ms = self._kept[1].batches, self._kept[1].batch_ms
+            self.note(_USED_UP)
         if not batches:
             raise UsageError(
                 "target-empty-batches",
@@ -111,7 +127,7 @@ class Job:
         with guarded("building the model"), self.timed("build"):
             seed_everything(start.seed)
             model = self._module()
-            model.load_state_dict(start.weights, strict=False)
+            put_weights(model, start.weights, self.source)
             model = model.to(device)
             model.train()
         seed_everything(start.seed)
@@ -167,7 +183,10 @@ class Job:
                 f"{self.source}: {lazy} has no shape yet (a lazy module, such as LazyLinear)",
                 "run one batch through the model in build_model, before you return it",
             )
-        return model
+        own = self._models.own(model, self.source)
+        if self._models.note is not None:
+            self.note(self._models.note)
+        return own
 
     def _iterable(self) -> Iterable[Any]:
         batches = self.train_batches()
@@ -177,7 +196,17 @@ class Job:
                 f"{self.source}: the batches are {type(batches).__name__}, which is not an iterable of batches",
                 "return a DataLoader, a list of batches, or yield them",
             )
-        return batches
+        return self._from_the_first(batches) if isinstance(batches, Iterator) else batches
+
+    def _from_the_first(self, batches: Iterator[Any]) -> Iterable[Any]:
+        """The iterator, or where it is the one of the call before, what it has given already and then the rest."""
+        if self._iterator is None or self._iterator() is not batches or self._kept is None:
+            self._iterator, self._replay = _held(batches), None
+            return batches
+        if self._replay is None:
+            self._replay = Replay(batches, self._kept[1].batches)
+            self.note(_ONE_ITERATOR)
+        return self._replay
 
 
 def _require_plain_step(optimizer: Any, source: str) -> None:
@@ -195,8 +224,12 @@ def _require_plain_step(optimizer: Any, source: str) -> None:
         )
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+def _held(iterator: Iterator[Any]) -> Callable[[], Any]:
+    """A reference that lets an iterator with workers or open files go; those of builtins can only be held."""
+    try:
+        return weakref.ref(iterator)
+    except TypeError:
+        return lambda: iterator
 
 
 def seed_everything(seed: int) -> None:

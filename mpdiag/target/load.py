@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import importlib
 import importlib.util
 import sys
@@ -16,11 +15,12 @@ import torch
 
 from mpdiag.errors import MpdiagError, UsageError, safe_text
 from mpdiag.target import contract
-from mpdiag.target.batches import batch_dim_of
+from mpdiag.target.batches import Replay, batch_dim_of
 from mpdiag.target.checkpoint import read_checkpoint
 from mpdiag.target.forms import losses_of, optimizers_of
 from mpdiag.target.job import Job
 from mpdiag.target.metrics import directions_of, margins_of, metric_of
+from mpdiag.target.own_model import INSTANCE, copied
 from mpdiag.target.user_code import guarded
 
 _Said = TypeVar("_Said")
@@ -50,7 +50,7 @@ def load_job(target: str, start_from: str | Path | None = None) -> Job:
         )
     build_optimizers, notes = optimizers_of(namespace)
     if isinstance(model, torch.nn.Module):
-        notes = (*notes, "the model is an instance, not a function: every seed starts from the same weights")
+        notes = (*notes, INSTANCE)
     if "DATA_SOURCE" in namespace:
         notes = (*notes, f"data: {_said(namespace, 'DATA_SOURCE', str, source)}")
     evaluate, directions = metric_of(namespace, source), directions_of(namespace, source)
@@ -94,7 +94,7 @@ def _name(source: str) -> str:
 
 def _factory(model: Any, source: str) -> Any:
     if isinstance(model, torch.nn.Module):
-        return lambda: copy.deepcopy(model)
+        return lambda: copied(model, source)
     if callable(model):
         return model
     raise UsageError(
@@ -110,15 +110,8 @@ def _source(batches: Any) -> Callable[[], Iterable[Any]]:
         return batches  # type: ignore[no-any-return] # the user's function; what it returns is checked when drawn
     if not isinstance(batches, Iterator):
         return lambda: batches
-    seen: list[Any] = []
-
-    def again() -> Iterator[Any]:
-        yield from list(seen)
-        for batch in batches:
-            seen.append(batch)
-            yield batch
-
-    return again
+    replay = Replay(batches)
+    return lambda: replay
 
 
 def _import(target: str) -> tuple[ModuleType, str | None, str]:

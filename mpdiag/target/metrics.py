@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from mpdiag.errors import UsageError
+from mpdiag.errors import UsageError, safe_text
 from mpdiag.target import contract
 
 LOSS, METRIC_LOSS = "loss", "metric loss"
@@ -19,6 +20,8 @@ LOSS, METRIC_LOSS = "loss", "metric loss"
 
 TAKEN = ("step_time_ms", "peak_memory_bytes", "energy_joules_per_sample")  # quantities that mpdiag measures itself
 EVERY = "metric"  # a bare number's name; in MARGIN it is for every metric
+
+_ARRAYS = (torch.Tensor, np.ndarray, np.generic)
 
 NO_METRIC = "evaluate gave no metric"
 _LOWER = frozenset(
@@ -52,8 +55,8 @@ def metric_of(namespace: dict[str, Any], source: str) -> Callable[[torch.nn.Modu
     def metric(model: torch.nn.Module) -> dict[str, float]:
         value = evaluate(model)
         if not isinstance(value, Mapping):
-            return {EVERY: _number(value, source)}
-        named = {str(name): _number(each, source) for name, each in value.items()}
+            return {EVERY: _number(value, f"{source}: evaluate(model) returned")}
+        named = {str(name): _number(each, f"{source}: evaluate(model) gives {name} as") for name, each in value.items()}
         if taken := [name for name in named if name in TAKEN or (name == METRIC_LOSS and LOSS in named)]:
             raise _wrong(
                 f"{source}: evaluate gives a metric named {taken[0]}, which is the name of something else here",
@@ -165,14 +168,28 @@ def _named_directions(names: Sequence[str], directions: Mapping[str, bool] | boo
     return [f"HIGHER_IS_BETTER is not set, so names say which way: {'; '.join(told)}"] if told else []
 
 
-def _number(value: Any, source: str) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise UsageError(
-            "metric-not-a-number",
-            f"{source}: evaluate(model) returned {type(value).__name__}",
-            "return a float, or a dict of floats by name",
-        )
-    return float(value)
+def _number(value: Any, said: str) -> float:
+    """The value as a float. said: how the error begins, which goes on with what the value is."""
+    if (what := _no_number(value)) is None:
+        try:
+            return float(value.item() if isinstance(value, _ARRAYS) else value)
+        except Exception as error:  # the value's own __float__, or a whole number beyond every float
+            what = f"{type(value).__name__}, which gives no float: {safe_text(error)}"
+    raise UsageError("metric-not-a-number", f"{said} {what}", "return a float, or a dict of floats by name")
+
+
+def _no_number(value: Any) -> str | None:
+    """What a value is that is not one real number; None of one that may be."""
+    if isinstance(value, _ARRAYS):
+        kind = "a tensor" if isinstance(value, torch.Tensor) else "an array"
+        if math.prod(value.shape) != 1:
+            return f"{kind} of shape {tuple(value.shape)}"
+        if value.is_complex() if isinstance(value, torch.Tensor) else np.iscomplexobj(value):
+            return "a complex number"
+        return None
+    if isinstance(value, complex):
+        return "a complex number"
+    return type(value).__name__ if isinstance(value, bool) or not hasattr(value, "__float__") else None
 
 
 def _is_margin(value: Any) -> bool:

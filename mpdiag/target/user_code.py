@@ -9,11 +9,14 @@ from pathlib import Path
 
 import torch
 
-from mpdiag.errors import MpdiagError, UserCodeError, safe_text
+from mpdiag.errors import MpdiagError, UserCodeError, safe_text, without_backends
 
 _OURS = str(Path(__file__).resolve().parents[1])
 _TORCH = str(Path(torch.__file__).resolve().parent)
 _HOOKS = str(Path(_OURS) / "capture")
+# of ours too, they pass on calls that the user's code makes, and so what these raise
+_PASS_ON = (_TORCH, *(str(Path(_OURS) / name) for name in ("target", "training/emulation.py", "training/rounding.py")))
+_MODES = ("__torch_dispatch__", "__torch_function__", "stand_in")
 _DEVICE_WORDS = ("same device", "Input type", "Expected object of device", "is not on the expected device")
 
 _CPU_MEMORY = "DefaultCPUAllocator"  # "can't allocate memory" on Linux, "not enough memory" on Windows
@@ -69,13 +72,21 @@ def _is_out_of_memory(error: BaseException, first: str) -> bool:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether a hook of ours raised, not the user's code: then the fault is ours."""
+    """Whether a hook of ours raised, itself or in a call of torch's, not the user's code: then the fault is ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(_HOOKS)
+    if frames and frames[-1].filename.startswith(_HOOKS):
+        return True
+    callers = (frame for frame in reversed(frames) if not frame.filename.startswith(_PASS_ON))
+    caller = next((frame for frame in callers if not (_is_hook(frame) and frame.name in _MODES)), None)
+    return caller is not None and _is_hook(caller)
+
+
+def _is_hook(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(_HOOKS)
 
 
 def trimmed(error: BaseException) -> str:
     """The traceback without frames of mpdiag, of importlib and of torch's call machinery at its top."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_OURS, "<frozen"))]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames)] if frames else []
-    return "".join(lines + traceback.format_exception_only(error))
+    return "".join(lines + [without_backends(text) for text in traceback.format_exception_only(error)])

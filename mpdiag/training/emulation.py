@@ -9,8 +9,8 @@ GradScaler unchanged. All registrations are undone on exit.
 Operators of the lower-precision list compute in FP32 on operands rounded to 16 bits and round the result back: what
 tensor cores do (16-bit operands, FP32 accumulation), and many times quicker than a CPU's own FP16 kernels. The
 roundings are ordinary casts, so autograd rounds every gradient where a GPU would: an overflow becomes infinite and
-an underflow zero. Recurrent layers cast their inputs, weights and results the same way (cuDNN's FP16 path); the
-state between time steps inside them is not rounded.
+an underflow zero. Recurrent layers cast their inputs, weights and results the same way, to FP16 under BF16 autocast
+too (cuDNN's path); the state between time steps inside them is not rounded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _RECURRENT = (
     "lstm.input", "lstm.data", "gru.input", "gru.data", "rnn_tanh.input", "rnn_tanh.data", "rnn_relu.input",
     "rnn_relu.data",
 )  # fmt: skip
-# cuDNN runs these in 16 bits under CUDA autocast (ATen/cudnn/AutocastRNN.cpp); on a CPU they have no such entry
+# cuDNN runs these in FP16 under CUDA autocast, whatever its type (ATen/cudnn/AutocastRNN.cpp casts to kHalf; MP309);
+# on a CPU they have no such entry
 _NO_HALF_ON_CPU = (
     "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d", "max_pool3d", "fractional_max_pool2d",
     "fractional_max_pool3d", "max_unpool2d", "max_unpool3d", "grid_sampler_2d", "grid_sampler_3d", "reflection_pad1d",
@@ -79,9 +80,11 @@ class _Casts:
         self._weights.clear()
 
 
-def _lower(op: Kernel, casts: _Casts, pure: bool) -> Kernel:
+def _lower(op: Kernel, casts: _Casts, pure: bool, always: torch.dtype | None = None) -> Kernel:
+    """always: the type to compute in, where that does not follow autocast's."""
+
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        dtype = torch.get_autocast_dtype("cpu")
+        dtype = always or torch.get_autocast_dtype("cpu")
         with _below_autocast():
             if pure and not any(eligible(a) and a.dtype == dtype for a in pytree.tree_leaves((args, kwargs))):
                 return op(*args, **kwargs)
@@ -189,7 +192,8 @@ def _kernels(lists: AutocastLists, casts: _Casts, pure: bool) -> Iterator[tuple[
     """Every registration: (operator, kernel). `pure` only rounds around FP32 and casts nothing (a .half() model)."""
     listed: set[str] = set()
     rules: list[tuple[tuple[str, ...], Callable[[Kernel], Kernel]]] = [
-        ((*lists.lower, *_RECURRENT), lambda op: _lower(op, casts, pure)),
+        (lists.lower, lambda op: _lower(op, casts, pure)),
+        (_RECURRENT, lambda op: _lower(op, casts, pure, None if pure else torch.float16)),
         (_NO_HALF_ON_CPU, _widened),
     ]
     if not pure:

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from mpdiag.errors import UsageError
+from mpdiag.plan import spoken_module
 from mpdiag.target.batches import map_tensors, tensors_in
 
 _HALF = (torch.float16, torch.bfloat16)
+_SHOWN = 6  # names in an error: a line or two
 _PLAIN = "_mpdiag_plain_class"  # of an island's class: what the module was before
 
 
@@ -30,7 +32,7 @@ def fp32_islands(model: torch.nn.Module, names: Iterable[str]) -> tuple[torch.nn
     `island-scripted` or `island-class`.
     """
     known = _by_name(model)
-    found = {module: name for name in names for module in [_named(known, name)]}
+    found = {module: name for name in names for module in [_named(model, known, name)]}
     for module, name in found.items():
         _check(module, name)
     made = tuple(module for module in found if not is_island(module))
@@ -138,16 +140,34 @@ def _by_name(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return names
 
 
-def _named(known: Mapping[str, torch.nn.Module], name: str) -> torch.nn.Module:
+def _named(model: torch.nn.Module, known: Mapping[str, torch.nn.Module], name: str) -> torch.nn.Module:
     if name in known:
         return known[name]
-    closest = difflib.get_close_matches(name, [k for k in known if k], n=1, cutoff=0.0)
-    nearest = f"; the closest name is {closest[0]!r}" if closest else ""
+    modules = {k: m for k, m in known.items() if m is not model}  # the model goes by its type too, which is no name
+    closest = [] if name.isdecimal() else difflib.get_close_matches(name, modules, n=1)  # "2" is not what "12" meant
+    nearest = f"; the closest name is {closest[0]!r}" if closest else _those_there(modules)
     raise UsageError(
         "unknown-module",
         f"the model has no module {name!r}{nearest}",
         "the names are those of model.named_modules(); a plan fits the model that was scanned",
     )
+
+
+def _those_there(modules: Mapping[str, torch.nn.Module]) -> str:
+    """The names nearest to the top, where none is like the one asked for."""
+    by_module = {module: name for name, module in modules.items()}  # behind a wrapper the last is the model's own
+    names = sorted(by_module.values(), key=lambda name: name.count("."))
+    told = ", ".join(spoken_module(name, _what(modules[name])) for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"; it has {told}{more}" if told else "; it has none"
+
+
+def _what(module: torch.nn.Module) -> str:
+    """As advice.islands says it of a capture: the type, and of a layer the channels."""
+    for given, taken in (("in_features", "out_features"), ("in_channels", "out_channels")):
+        if hasattr(module, given) and hasattr(module, taken):
+            return f"{type(module).__name__} {getattr(module, given)}->{getattr(module, taken)}"
+    return type(module).__name__
 
 
 def _check(module: torch.nn.Module, name: str) -> None:

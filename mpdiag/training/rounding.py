@@ -48,7 +48,7 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dim: int, dtype: torch.dtype, log: bool) -> torch.Tensor:  # noqa: D102
         function = torch.log_softmax if log else torch.softmax
-        result = rounded_result(function, (x.to(dtype).float(), dim), {}, dtype)
+        result: torch.Tensor = rounded_result(function, (x.to(dtype).float(), dim), {}, dtype)
         ctx.save_for_backward(result)
         ctx.dim, ctx.log, ctx.dtype = dim, log, x.dtype
         return result

@@ -21,6 +21,10 @@ _SEVERAL_LOSSES = (
     "return one tensor, such as their sum; for several optimizers define compute_losses(model, batch), which yields "
     "(optimizer name, loss)"
 )
+_NO_GRADIENT = (
+    "in some steps no parameter of an optimizer has a gradient, where GradScaler.step raises: in your own loop, call "
+    "scaler.step(optimizer) only where one has, and scaler.update() only after such a call"
+)
 IMAGE_DIMENSIONS = 4  # batch, channels, height, width: what channels_last is defined for
 
 
@@ -42,9 +46,14 @@ class Session:
         self.region = region
         self.scaler = precision.scaler(device)
         self.loss_dtype: torch.dtype | None = None
+        self._trains = False  # whether a gradient has come yet
 
     def place(self, batch: Any) -> Any:
-        """A batch as this run takes it: a copy on the device, floating tensors in half for a pure policy."""
+        """A batch as this run takes it: a copy on the device, floating tensors in half for a pure policy.
+
+        Tensors that ask for a gradient still do, and keep it to themselves. Raises UserCodeError, of a lack of memory
+        too, which may show here first.
+        """
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
             if self.precision.pure and tensor.is_floating_point():
@@ -53,29 +62,64 @@ class Session:
                 return tensor.to(self.device, copy=True, memory_format=torch.channels_last)
             return tensor.to(self.device, copy=True)
 
-        return map_tensors(move, batch)
+        with guarded("placing a batch on the device"):
+            return map_tensors(lambda t: move(t.detach()).requires_grad_() if t.requires_grad else move(t), batch)
 
     def step(self, batch: Any) -> dict[str, torch.Tensor]:
         """One iteration on a batch that `place` has prepared."""
         losses: dict[str, torch.Tensor] = {}
-        stepped: set[int] = set()
+        scaled: set[int] = set()
         self.model.zero_grad(set_to_none=True)  # before the forward, as users do: else they lie beside its activations
         for name, loss in self._losses(batch):
             if losses:  # an earlier part's; after the last part they stay, for who reads them between steps
                 self.model.zero_grad(set_to_none=True)
             self._backward(loss)
+            self._trains = self._trains or any(p.grad is not None for p in self._parameters())
             for optimizer in self._optimizers_of(name):
-                if self.scaler is not None and id(optimizer) in stepped:
-                    self.scaler.update()  # a scaler steps each optimizer once between updates
-                    stepped.clear()
-                stepped.add(id(optimizer))
                 with guarded("stepping the optimizer"):
-                    optimizer.step() if self.scaler is None else self.scaler.step(optimizer)
+                    self._move(optimizer, scaled)
             losses[name] = loss.detach()
         self._require(losses)
-        if self.scaler is not None:
+        if not self._trains:
+            raise UsageError(
+                "loss-of-another-model",
+                f"{self.job.source}: the loss gave none of the model's parameters a gradient, so nothing is trained",
+                "compute it with the model that the loss function is given, not with one made elsewhere",
+            )
+        if self.scaler is not None and scaled:
             self.scaler.update()
         return losses
+
+    def _move(self, optimizer: torch.optim.Optimizer, scaled: set[int]) -> None:
+        """Step an optimizer. scaled: those that the scaler has stepped since its last update."""
+        if self.scaler is None or self._idle(optimizer):
+            optimizer.step()
+            return
+        if id(optimizer) in scaled:
+            self.scaler.update()  # a scaler steps each optimizer once between updates
+            scaled.clear()
+        scaled.add(id(optimizer))
+        self.scaler.step(optimizer)
+
+    def _parameters(self) -> Iterator[torch.Tensor]:
+        """Those that may be trained: the model's, and what else the optimizers hold."""
+        yield from self.model.parameters()
+        for optimizer in self.optimizers.values():
+            yield from (p for group in optimizer.param_groups for p in group["params"])
+
+    def _idle(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer has nothing to step with, as one of experts that no sample was routed to.
+
+        FP32 takes an empty step then; a scaler raises. One that moves copies of the model's weights may have gradients
+        elsewhere, still scaled.
+        """
+        if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            return False
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not held <= {id(p) for p in self.model.parameters()}:
+            return False
+        self.job.note(_NO_GRADIENT)
+        return True
 
     def gradients(self, batch: Any) -> dict[str, torch.Tensor]:
         """The losses of an iteration, whose gradients are added up, still scaled; no optimizer steps."""
@@ -198,10 +242,11 @@ def build_session(
 @contextmanager
 def _built(job: Job, start: Start, precision: Precision, device: torch.device, region: Region) -> Iterator[Session]:
     model = job.build(start, device)
-    if precision.pure:
-        model = model.to(precision.autocast)
-    if precision.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
+    with guarded("converting the model"):
+        if precision.pure:
+            model = model.to(precision.autocast)
+        if precision.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks it
     optimizers = job.optimizers(model)
     _check_optimizers(job, model, optimizers)
     if not optimizers:
@@ -225,8 +270,9 @@ def _check_optimizers(job: Job, model: torch.nn.Module, optimizers: Optimizers) 
 
 
 def total(losses: dict[str, torch.Tensor]) -> float:
-    """The sum of a step's losses as a number (synchronizes)."""
-    return float(sum(value.double() for value in losses.values()))
+    """The sum of a step's losses as a number. It waits for the device, which may only then tell of a failed step."""
+    with guarded("reading the loss"):
+        return float(sum(value.double() for value in losses.values()))
 
 
 def require_finite(value: float, step: int, source: str) -> None:

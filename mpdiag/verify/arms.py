@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpdiag.costs.tensor_cores import TF32_MATMUL
+from mpdiag.device.bodies import unsupported
 from mpdiag.device.precision_settings import configured, is_ieee
 from mpdiag.diagnosis import LossScaleAdvice
 from mpdiag.plan import IslandPlan
@@ -24,6 +26,12 @@ FP16_CHANNELS_LAST = "fp16-channels-last"
 FP16_COMPILED = "fp16-compile"
 
 
+_BESIDE_ISLANDS = {
+    FP16_CHANNELS_LAST: f"it is held against {FP16}, and {FP16_PLAN} is what to train in here",
+    FP16_COMPILED: f"{FP16_PLAN} keeps modules in FP32, for which torch.compile would trace the model anew",
+}
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to train. The baseline comes first; a control is expected to be worse on a job that needs care."""
@@ -33,19 +41,37 @@ class Arm:
     control: bool = False
 
 
-def timed_arms(trained: Sequence[Arm], model: torch.nn.Module) -> dict[str, Precision]:
-    """What is timed on a GPU, the baseline first: the arms that were trained, without controls, and what could be had.
+def tf32_arm(device: torch.device) -> tuple[Arm | None, str | None]:
+    """(FP32 training with TF32 products, its own cheap speed-up; None with the reason on a GPU that has no TF32)."""
+    reason = unsupported(TF32_MATMUL, device) if device.type == "cuda" else None
+    return (Arm(TF32, Precision("FP32 with TF32 products", tf32=True)) if reason is None else None), reason
 
-    TF32 is FP32 training's own cheap speed-up; channels_last (where there are images) and torch.compile are FP16's.
+
+def timed_arms(
+    trained: Sequence[Arm], model: torch.nn.Module, device: torch.device
+) -> tuple[dict[str, Precision], list[str]]:
+    """(what is timed, the baseline first; why any of the usual ones is left out).
+
+    Those are the arms that were trained, without controls, and what could be had: TF32, channels_last (where there are
+    images) and torch.compile, both with FP16.
     """
+    left_out = []
     arms = {arm.name: arm.precision for arm in trained if not arm.control}
-    arms[TF32] = Precision("FP32 with TF32 products", tf32=True)
+    tf32, reason = tf32_arm(device)
+    if tf32 is not None:
+        arms[TF32] = tf32.precision
+    else:
+        left_out.append(f"arm {TF32}: not timed, {reason}")
     best = arms.get(FP16_PLAN) or arms.get(FP16)
-    if best is not None and not best.keep_fp32:  # an island is a change of class, which compiling would trace anew
-        if any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
-            arms[FP16_CHANNELS_LAST] = replace(best, name=f"{best.name}, channels_last", channels_last=True)
-        arms[FP16_COMPILED] = replace(best, name=f"{best.name}, torch.compile", compiled=True)
-    return arms
+    if best is None:
+        return arms, left_out
+    could = {FP16_COMPILED: replace(best, name=f"{best.name}, torch.compile", compiled=True)}
+    if any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
+        channels_last = replace(best, name=f"{best.name}, channels_last", channels_last=True)
+        could = {FP16_CHANNELS_LAST: channels_last, **could}
+    if best.keep_fp32:
+        return arms, left_out + [f"arm {name}: not timed, {_BESIDE_ISLANDS[name]}" for name in could]
+    return arms | could, left_out
 
 
 def arms_for(

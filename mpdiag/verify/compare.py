@@ -40,6 +40,7 @@ LEAST_LOSSES = 2  # the first comes before any update, so it tells of the forwar
 
 NOT_FINITE = "not finite"
 CRASHED = "the run failed"
+NEVER_STEPPED = "no step was made"  # the loss may be FP32's all the same, where FP32's hardly moves
 NOT_GIVEN = "not-measured"  # the verdict on a metric that the arm's evaluate() does not give: it trained all the same
 NO_STEP_SEEN = "FP32's runs are equal in this metric: it may be too coarse to tell a small difference"
 ONE_STEP = "one step shows no training: its loss comes before the first update"
@@ -194,16 +195,17 @@ def _judged(
     exact = name == "loss" or _same_runs(used, name)
     step = None if exact else resolution_of(values)
     if not exact and step is None:
-        # few things are counted, and FP32's own runs are far apart (7 or 8 hits of ten): equal to the bit, though the
-        # losses are not, or a hit fewer in every pair, which judge() heeds where all pairs differ by the same
-        step = whole_step([*base, *other]) if any(differences) else resolution_of(base, math.inf)
+        # few things are counted, and the runs are far apart (7 or 8 hits of ten) or all equal: equal to the bit, though
+        # the losses are not, or a hit fewer in every pair, which judge() heeds where all pairs differ by the same
+        step = whole_step([*base, *other])
+        step = resolution_of(base, math.inf) if step is None and not any(differences) else step
     judgement = judge(differences, margin.value, lower_is_better, margin.beyond, step)
     if about_zero and judgement.verdict in ("equivalent", "inconclusive") and judgement.interval != (0.0, 0.0):
         return _Found(replace(judgement, verdict="inconclusive", noninferior=None), ABOUT_ZERO, difference)
     if judgement.verdict == "inconclusive":
         if lower_is_better is None and _moved(judgement, margin):
             return _Found(judgement, NO_DIRECTION, difference)
-        needed = seeds_needed(judgement, margin)
+        needed = seeds_needed(judgement, margin, len(used))
         return _Found(judgement, _undecided(judgement, margin, needed), difference, needed)
     unseen = not exact and step is None and judgement.interval == (0.0, 0.0)
     return _Found(judgement, NO_STEP_SEEN if unseen else None, difference)
@@ -246,6 +248,8 @@ def _broken(name: str, pairs: Pairs) -> str | None:
             return f"{CRASHED}: {c.error}"
         if name != "loss" and _lacks(name, (b, c)):
             continue  # it trained: see _not_given
+        if name == "loss" and 0 < c.steps <= (c.skipped_steps or 0):
+            return f"{NEVER_STEPPED}: the GradScaler skipped all {c.steps} with seed {c.seed}"
         at = next((i for i, x in enumerate(c.losses, 1) if not math.isfinite(x)), None)
         if name == "loss" and at is not None and (_all_finite(b.losses) or not math.isfinite(endpoint(c))):
             return f"{NOT_FINITE} at step {at} of seed {c.seed}, while FP32 is"

@@ -11,7 +11,7 @@ import torch
 from mpdiag.costs.kernels import ArmKernels
 from mpdiag.costs.record import Costs
 from mpdiag.costs.tensor_cores import Calibration
-from mpdiag.errors import MpdiagError, safe_text
+from mpdiag.errors import MpdiagError, reason_of
 from mpdiag.measure.ceiling import SECONDS as CEILINGS_SECONDS
 from mpdiag.measure.ceiling import measure_ceilings
 from mpdiag.measure.counters import counters_of_arm
@@ -20,20 +20,20 @@ from mpdiag.measure.fleet import ArmsTooLargeError, Fleet, open_fleet
 from mpdiag.measure.flops import flops_of
 from mpdiag.measure.layers import arithmetic_of
 from mpdiag.measure.resize import halved
-from mpdiag.measure.timing import time_arms
+from mpdiag.measure.timing import arms_left_out, time_arms
 from mpdiag.measure.trace import trace_arm
 from mpdiag.settings import MAX_HALVINGS
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import samples_in
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP16_PURE, Arm, timed_arms
+from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_COMPILED, FP16_PLAN, FP16_PURE, Arm, timed_arms
 from mpdiag.verify.batch_stage import largest_batches
 from mpdiag.verify.costs_asked import CostsAsked
 from mpdiag.verify.energy_stage import SO_THAT, plan_windows, with_left_out
 from mpdiag.verify.memory_stage import MemoryStage
 from mpdiag.verify.plan import Pace
 from mpdiag.verify.tensor_evidence import with_all_evidence
-from mpdiag.verify.warm_up import that_fit, warm_up_seconds
+from mpdiag.verify.warm_up import LEFT_OUT_FIRST, that_fit, warm_up_seconds
 
 TIMING_SHARE = 0.35  # of what is left when its turn comes
 LEAST_TIMING_SECONDS = 3.0
@@ -129,17 +129,17 @@ class CostRun:
         try:
             found = self._memory.result()
         except (MpdiagError, OSError, RuntimeError) as error:
-            self._keep(memory_reason=safe_text(error))
+            self._keep(memory_reason=reason_of(error))
             return
         self._keep(memory=found, memory_reason=None)
 
     def _in_turns(self, start: Start, report: Report) -> None:
         """What needs the arms side by side: time, energy, pipes, kernels; on half the batch where one does not fit."""
         model = self.job.build(start, torch.device("cpu"))
-        wanted = timed_arms(self.arms, model) | self._told()
-        arms, left_out = that_fit(wanted, self._pace, self._left(), TIMING_SHARE)
+        timed, left_out = timed_arms(self.arms, model, self.device)
         del model
-        self.cut += left_out
+        arms, too_slow = that_fit(timed | self._told(), self._pace, self._left(), TIMING_SHARE)
+        self.cut += [*left_out, *too_slow]
         cut = self._cut("step time", LEAST_TIMING_SECONDS + warm_up_seconds(arms, self._pace))
         if cut is not None:
             self._none_in_turns(cut)
@@ -159,8 +159,8 @@ class CostRun:
                 if smaller is None:
                     break
                 start = smaller
-            except MpdiagError as error:
-                self._none_in_turns(error.message)
+            except (MpdiagError, RuntimeError) as error:  # of a device that is lost, too
+                self._none_in_turns(reason_of(error))
                 return
         self._none_in_turns("the arms do not fit in memory at any batch size")
 
@@ -180,14 +180,20 @@ class CostRun:
         costs = self._costs
         measured = {
             "timing": costs.timing, "energy": costs.energy, "gpm": costs.gpm, "kernels": costs.kernels,
-            "ceilings": costs.ceilings,
+            "ceilings": costs.ceilings, "flops": costs.flops,
         }  # fmt: skip
         self._keep(**{f"{part}_reason": reason for part, found in measured.items() if not found})
 
     def _time(self, fleet: Fleet, report: Report) -> None:
         share = max(LEAST_TIMING_SECONDS, TIMING_SHARE * self._left())
-        report(f"time {len(fleet.usable)} arms in turns, {share:.0f} s")
-        timing = time_arms(fleet, share)
+        left_out, why = arms_left_out(fleet, share, self._left(), (FP16_COMPILED, *LEFT_OUT_FIRST))
+        if why is not None:
+            self.cut.append(f"step time: not measured, {why}")
+            self._keep(timing_reason=why)
+            return
+        self.cut += [f"arm {name}: not timed, {reason}" for name, reason in left_out.items()]
+        report(f"time {len(fleet.usable) - len(left_out)} arms in turns, {share:.0f} s")
+        timing = time_arms(fleet, share, left_out)
         self._keep(timing=timing, timing_reason=None, sharing=timing.sharing)
 
     def _ceilings(self, report: Report) -> Calibration | None:
@@ -228,9 +234,10 @@ class CostRun:
 
     def _flops(self, start: Start) -> None:
         try:
-            self._keep(flops=flops_of(self.job, start, self.device))
-        except MpdiagError as error:
-            self.cut.append(f"FLOPs: not counted: {error.message}")
+            self._keep(flops=flops_of(self.job, start, self.device), flops_reason=None)
+        except (MpdiagError, RuntimeError) as error:
+            self._keep(flops_reason=reason_of(error))
+            self.cut.append(f"FLOPs: not counted: {reason_of(error)}")
 
     def _kernels(self, fleet: Fleet, names: Sequence[str], report: Report) -> None:
         so_far = self._costs
@@ -248,8 +255,7 @@ class CostRun:
                         run, step_ms=times.get(name), flops=so_far.flops, ceilings=so_far.ceilings, shared=so_far.shared
                     )
             except (MpdiagError, RuntimeError, ValueError, OSError) as error:  # best effort: the stages after it go on
-                told = isinstance(error, MpdiagError)
-                why = safe_text(error) if told else f"{type(error).__name__}: {safe_text(error)}"
+                why = reason_of(error)
                 found = ArmKernels(name, arithmetic_of(fleet.arms[name]), None, reason=why, layers_reason=why)
             self._keep(kernels=(*self._costs.kernels, replace(found, arm=name)), kernels_reason=None)
 

@@ -6,8 +6,8 @@ A check of seconds that finds broken layers before any training; it claims nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from mpdiag.target.job import seed_everything
 from mpdiag.training.islands import fp32_islands, lift_islands
 from mpdiag.training.precision import FP32_IEEE, Precision, in_force
 from mpdiag.training.session import Session, build_session, total
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP16_UNSCALED, TF32, Arm
+from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP16_UNSCALED, Arm, tf32_arm
 from mpdiag.verify.deadline import short
 from mpdiag.verify.plan import Pace
 
@@ -40,9 +40,9 @@ Gradient = dict[str, torch.Tensor]
 
 
 def arms_to_check(arms: Sequence[Arm], device: torch.device) -> list[Arm]:
-    """The 16-bit arms that keep FP32 weights, and on a GPU TF32 to compare them with."""
-    tf32 = [Arm(TF32, Precision("FP32 with TF32 products", tf32=True))] if device.type == "cuda" else []
-    return [*tf32, *(arm for arm in arms if arm.name in (FP16, FP16_PLAN, FP16_UNSCALED, BF16))]
+    """The 16-bit arms that keep FP32 weights, and on a GPU that has it TF32 to compare them with."""
+    tf32 = tf32_arm(device)[0] if device.type == "cuda" else None
+    return [*([tf32] if tf32 else []), *(arm for arm in arms if arm.name in (FP16, FP16_PLAN, FP16_UNSCALED, BF16))]
 
 
 def affordable(arms: Sequence[Arm], pace: Pace, seconds: float) -> tuple[int, str]:
@@ -68,7 +68,7 @@ def check_gradients(
     with random_state_kept(), ExitStack() as stack:
         with in_force(FP32_IEEE, device) as region:
             session = stack.enter_context(build_session(job, start, FP32_IEEE, device, region))
-        passes = _Passes(session)
+        passes = stack.enter_context(_passes(session))
         drawn, repeat_error = passes.repeated(start.batch(0))
         reason = NOT_FINITE if repeat_error is None else DIFFERS if repeat_error > SAME else RANDOM if drawn else None
         if reason is not None:
@@ -86,20 +86,31 @@ def check_gradients(
     return GradientCheck(count, errors, repeat_error=repeat_error)
 
 
-class _Passes:
-    """One model, taken through forward and backward in one precision after the other."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._buffers = {
-            module: {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
-            for module in session.model.modules()
-        }
-        for module in session.model.modules():
+@contextmanager
+def _passes(session: Session) -> Iterator[_Passes]:
+    """A session's model with dropout off; all is put back, for the job may build one and the same object again."""
+    buffers = {module: dict(module._buffers) for module in session.model.modules()}
+    with ExitStack() as undo:
+        for module, own in buffers.items():
+            undo.callback(module._buffers.update, own)
+            undo.callback(module._buffers.clear)
             if isinstance(module, nn.modules.dropout._DropoutNd):
+                undo.callback(module.train, module.training)
                 module.eval()
             elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+                undo.callback(setattr, module, "dropout", module.dropout)
                 module.dropout = 0.0  # drawn inside their kernels
+        yield _Passes(session, buffers)
+
+
+class _Passes:
+    """One model, taken through forward and backward in one precision after the other.
+
+    buffers: every module's as they were, of which each pass has copies.
+    """
+
+    def __init__(self, session: Session, buffers: dict[nn.Module, dict[str, torch.Tensor | None]]) -> None:
+        self._session, self._buffers = session, buffers
 
     def run(self, precision: Precision, batch: object, seed: int = SEED) -> tuple[float, Gradient]:
         """(loss, gradients by the parameters' names, unscaled), all parts of an iteration added up."""

@@ -16,6 +16,7 @@ from mpdiag.advice.loss_scale import Part
 from mpdiag.capture.probe import Probe
 from mpdiag.diagnosis import Advice, Capture, TensorKind
 from mpdiag.foretold import Prediction
+from mpdiag.plan import NOTHING_LEFT
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import Precision
 from mpdiag.training.session import open_session
@@ -59,9 +60,11 @@ def with_live_gradients(
         found = search.enough is not None
         what = "it is not shown that none can be left out" if found else "a gradient stays zero"
         search.reason = f"{what}: the time budget of {budget_seconds:.3g} s ended"
-    if search.enough is None:
+    nothing_left = search.enough if search.enough is not None and trials.leaves_nothing(search.enough) else None
+    if search.enough is None or nothing_left is not None:
         reason = search.reason or "a gradient stays zero with every module tried in FP32"
-        none = plan_of_trial(trials.plain, trials, False, False, reason)
+        reason = NOTHING_LEFT if nothing_left is not None else reason
+        none = plan_of_trial(nothing_left or trials.plain, trials, False, False, reason)
         return advice if begun is not None else replace(advice, plan=none)
     plan = plan_of_trial(search.enough, trials, True, search.minimal, search.reason)
     return replace(advice, plan=plan, keep_fp32=plan.keep_fp32)

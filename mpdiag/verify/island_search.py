@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mpdiag.advice.islands import gradient_candidates, overflowing_layers
-from mpdiag.advice.loss_scale import Part
+from mpdiag.advice.islands import described, gradient_candidates, in_forward_order, overflowing_layers
+from mpdiag.advice.loss_scale import WITHOUT_SCALE, Part
 from mpdiag.costs.record import Costs
 from mpdiag.diagnosis import Advice, Capture, TensorKind
 from mpdiag.errors import UsageError
-from mpdiag.plan import IslandPlan, plan_snippet
+from mpdiag.loop import for_all_optimizers
+from mpdiag.plan import NOTHING_LEFT, IslandPlan, plan_snippet
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import FP16_AUTOCAST, emulated
 from mpdiag.verify.arms import FP16, FP16_PLAN
@@ -66,13 +67,19 @@ def plan_of_trial(
     found: IslandTrial, trials: IslandTrials, enough: bool, minimal: bool, reason: str | None
 ) -> IslandPlan:
     """The record of a search that ended with this trial."""
-    names, scale = found.names, found.advice.loss_scale
+    names, scale = in_forward_order(found.names, found.capture), found.advice.loss_scale
+    modules = tuple(described(name, found.capture) for name in names)
+    # no FP16 gradient is left: nothing to scale. No scale for those that are left: null, and trained without one too
+    none_needed = scale.lower_log2 is None and scale.upper_log2 is None
+    train = scale.snippet or for_all_optimizers(WITHOUT_SCALE, found.capture.loop)
+    counted = enough or reason == NOTHING_LEFT  # else there may be no time for it, nor a use
+    share, why = trials.half_share(found) if counted else (None, "not counted: there is no plan")
     warned = [f.subject for f in found.advice.findings if f.code == "MP101" and f.severity == "warning"]
     return IslandPlan(
         keep_fp32=names,
         enough=enough,
         minimal=minimal,
-        log2_scale=scale.log2_scale,
+        log2_scale=0 if none_needed else scale.log2_scale,
         mode=scale.mode,
         growth_interval=scale.growth_interval,
         iterations=trials.iterations,
@@ -80,8 +87,11 @@ def plan_of_trial(
         emulated=emulated(FP16_AUTOCAST, trials.device),
         near_limit=tuple(warned),
         reason=reason,
-        snippet=plan_snippet(names, scale.snippet) if enough else None,
+        snippet=plan_snippet(names, train, modules) if enough else None,
         backoff_factor=scale.backoff_factor,
+        half_share=share,
+        half_share_reason=why,
+        modules=modules,
     )
 
 
@@ -92,7 +102,8 @@ class IslandSearch:
     Layers whose FP32 numbers exceed FP16's are taken at once: the tables prove that they overflow. Then one module a
     time is added, the first that breaks an iteration, or its parent where the fault lies between modules, until the
     iteration is finite, keeps its numbers and a loss scale serves all. At last each is left out again, and stays out
-    if it still works; and where two or more are most of one module, that one takes their place if it works.
+    if it still works; and where two or more are most of one module, that one takes their place if it works. A set that
+    holds every product is none: with it FP16 would be FP32.
     """
 
     trials: IslandTrials
@@ -105,6 +116,12 @@ class IslandSearch:
 
     def run(self) -> None:
         """Search until the set is minimal or the time budget ends."""
+        self._search()
+        if self.enough and self.trials.leaves_nothing(self.found):
+            self.enough = self.minimal = False
+            self.reason = NOTHING_LEFT
+
+    def _search(self) -> None:
         if self.found.types.error is not None:
             self.reason = f"an FP16 iteration fails: {self.found.types.error}"
             return
@@ -128,6 +145,9 @@ class IslandSearch:
     def _grow(self, proven: tuple[str, ...]) -> None:
         trial = self.trials.run(proven) if proven else self.found
         while not self._works(trial):
+            if trial.names and trial.types.error is None and self.trials.leaves_nothing(trial):
+                self.found, self.reason = trial, NOTHING_LEFT  # more islands leave no more
+                return
             name = self._next(trial)
             if name is None:
                 self.found = trial
@@ -152,7 +172,7 @@ class IslandSearch:
             inside = [name for name in self.found.names if name.rpartition(".")[0] == parent]
             if parent and len(inside) > 1 and _share_of(parent, inside, self.found.capture) >= MOST:
                 trial = self.trials.run(_without_covered((*self.found.names, parent)))
-                if self._works(trial):
+                if self._works(trial) and not self.trials.leaves_nothing(trial):
                     self.found, self.minimal, gathered = trial, False, True
         return gathered
 

@@ -15,6 +15,7 @@ from mpdiag.diagnosis import Advice, Capture
 from mpdiag.errors import UsageError
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import Precision
+from mpdiag.verify.products_left import ProductFlops, count_products, half_share
 
 FORWARD = ("MP101", "MP102", "MP104", "MP106", "MP107", "MP109", "MP110")  # findings an island cures where it stands
 LOSES, LOSES_ENERGY = "MP105", 0.01  # of the squared norm: a warning below, as a residual stream may hide what is lost
@@ -92,6 +93,7 @@ class IslandTrials:
         self._began = time.perf_counter()
         self._slowest = 0.0
         self._scale = self.plain.log2_scale
+        self._products: ProductFlops | None = None
         self.iterations = 0
 
     @property
@@ -109,6 +111,16 @@ class IslandTrials:
             self._scale = trial.log2_scale  # the next set is likely to want the same
             trial = self._iterate(names)
         return trial
+
+    def half_share(self, trial: IslandTrial) -> tuple[float | None, str | None]:
+        """The share of the products' FLOPs that this trial's islands leave in 16 bits; (None, why) where not known."""
+        if self._products is None:
+            self._products = count_products(self.job, self.start, self.device, self.plain.capture)
+        return half_share(self._products, trial.names, trial.capture)
+
+    def leaves_nothing(self, trial: IslandTrial) -> bool:
+        """Whether every product is known to be in FP32, so that the trial is FP32 in all but name."""
+        return self.half_share(trial)[0] == 0
 
     def _iterate(self, names: tuple[str, ...]) -> IslandTrial:
         if self.iterations and self.seconds + self._slowest > self.budget_seconds:

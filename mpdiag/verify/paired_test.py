@@ -28,6 +28,8 @@ SAME = 1e-6  # of a metric's size: values nearer than this are one value, summed
 FAR = 0.05  # of a metric's size: values as far apart are a success and a failure, and no single step
 COARSEST = 0.2  # of a metric's size: one sample in five; nobody validates on fewer, so a larger step is a failure
 WHOLES = (1.0, 100.0)  # all samples, as a share or in percent: a metric that counts reaches it in whole steps
+FP32_SUM = 4e-7  # relative error of a mean that was added up in FP32: a few times half its last place, 2^-24
+MOST_SAMPLES = 100_000  # beyond, FP32_SUM of all hits is no longer small beside one hit
 NO_WIDTH = 1e-3  # of a metric's step: an interval that is narrower has the width of FP32's rounding
 QUANTILES = 500  # of the spread's distribution, to average power over; error below 0.001
 
@@ -65,13 +67,16 @@ class Judgement:
 
 
 def resolution_of(values: Sequence[float], largest: float = FAR) -> float | None:
-    """The smallest step between two distinct values of a metric over all runs; None where none is seen.
+    """The step in which a metric moves, from its distinct values over all runs; None where none is seen.
 
-    A metric that counts (hits among 360 images) moves in steps, and what is smaller than a step it cannot show. A run
-    that failed is far from the others, which tells nothing of steps: gaps of more than `largest`, a share of the
-    values' size, are not looked at.
+    A metric that counts (hits among 360 images) moves in steps, and what is smaller than a step it cannot show. The
+    step is no more than the smallest gap between two values; where all of them are whole multiples of a smaller one
+    (81, 1118 and 1155 hits of 4895 have no neighbours), it is that. A run that failed is far from the others, which
+    tells nothing of steps: gaps of more than `largest`, a share of the values' size, are not looked at.
     """
-    return min(_gaps(values, largest), default=None)
+    gap = min(_gaps(values, largest), default=None)
+    whole = whole_step(values) if gap is not None else None
+    return gap if gap is None or whole is None else min(gap, whole)
 
 
 def _gaps(values: Sequence[float], largest: float) -> Iterator[float]:
@@ -82,18 +87,24 @@ def _gaps(values: Sequence[float], largest: float) -> Iterator[float]:
 
 
 def whole_step(values: Sequence[float]) -> float | None:
-    """The largest step of which every value is a multiple, and the whole that they share; None where beyond COARSEST.
+    """The largest step of which every value is a whole multiple, and 1 (or 100, in percent) too; None without one.
 
-    For values so few that no two are near each other (18 and 17 hits of 20 in all runs): 0.9 and 0.85 are 18 and 17
-    times 0.05. Found by Euclid's algorithm, to a thousandth of the size of the values.
+    For a metric that counts samples, whose runs may all be far apart (18 and 17 hits of 20: 0.9 and 0.85 are 18 and 17
+    times 0.05) or all equal (0.578125 is 37 of 64). It is sought from few samples to many, as far as FP32 sums can tell
+    one from another; None too where the step would be beyond COARSEST (1.0 is any number of hits of as many).
     """
-    finite = {abs(value) for value in values if math.isfinite(value)}
-    size = max(finite, default=0.0)
-    step = 0.0
-    for value in [*finite, *[w for w in WHOLES if size <= w][:1]]:
-        while value > NO_WIDTH * size:
-            step, value = value, abs(math.remainder(step, value))
-    return step if 0 < step <= COARSEST * size else None
+    import numpy as np
+
+    finite = sorted({abs(value) for value in values if math.isfinite(value)})
+    whole = next((w for w in WHOLES if finite and 0 < finite[-1] <= w), None)
+    if whole is None:
+        return None
+    samples = np.arange(1, MOST_SAMPLES + 1)
+    for value in reversed(finite):
+        hits = samples * (value / whole)
+        samples = samples[np.abs(hits - np.rint(hits)) <= FP32_SUM * hits]
+    step = whole / float(samples[0]) if samples.size else None
+    return step if step is not None and step <= COARSEST * finite[-1] else None
 
 
 def margin_for(
@@ -213,8 +224,10 @@ def power(seeds: int, spread: float, margin: float, true_difference: float = 0.0
     return float(inside.mean())
 
 
-def seeds_needed(judgement: Judgement, margin: Margin) -> int | None:
+def seeds_needed(judgement: Judgement, margin: Margin, ran: int = 1) -> int | None:
     """With how many seeds an undecided test would probably say "equivalent"; None where no hundred would do.
+
+    More than the `ran` that left it undecided: those were too few, whatever the chances were.
 
     The spread is taken as seen, the true difference as the point of the 90 % interval that is nearest to zero: the mean
     of three differences is mostly noise, and planning with it would follow the noise.
@@ -224,6 +237,6 @@ def seeds_needed(judgement: Judgement, margin: Margin) -> int | None:
     low, high = judgement.interval
     nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
     spread = judgement.spread
-    counts = range(2, MOST_SEEDS + 1)
+    counts = range(max(2, ran + 1), MOST_SEEDS + 1)
     found = bisect.bisect_left(counts, ENOUGH_POWER, key=lambda n: power(n, spread, margin.at(n), nearest))
     return counts[found] if found < len(counts) else None

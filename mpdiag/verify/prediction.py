@@ -15,6 +15,7 @@ from mpdiag.errors import MpdiagError
 from mpdiag.foretold import Prediction, TensorForecast, summarized
 from mpdiag.formats import FP16
 from mpdiag.target import Job, Start
+from mpdiag.target.weights import weights_of
 from mpdiag.training.precision import FP32_IEEE, Precision, emulated
 from mpdiag.training.session import open_session, total
 from mpdiag.verify.cascade.step import Rounding
@@ -127,12 +128,8 @@ def _trained(
             total(run.step(run.place(start.batch(done))))  # which waits for the device
             longest = max(longest, time.perf_counter() - began)
             done += 1
-        weights = {name: value.detach().cpu().clone() for name, value in run.model.state_dict().items() if _kept(value)}
+        weights = weights_of(run.model)
     return replace(start, weights=weights), done
-
-
-def _kept(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _counted(

@@ -9,7 +9,7 @@ import torch
 
 from mpdiag.errors import MpdiagError
 from mpdiag.target import Job, Start
-from mpdiag.training.session import open_session
+from mpdiag.training.session import open_session, total
 from mpdiag.verify.arms import BASELINE, FP16, Arm
 from mpdiag.verify.plan import Pace
 
@@ -33,8 +33,7 @@ def rehearse(job: Job, start: Start, arms: Sequence[Arm], device: torch.device) 
                 times = []
                 for step in range(REHEARSAL_STEPS):
                     began = time.perf_counter()
-                    losses = run.step(run.place(start.batch(step)))
-                    float(next(iter(losses.values())))  # wait for the device
+                    total(run.step(run.place(start.batch(step))))  # which waits for the device
                     times.append(time.perf_counter() - began)
                 seconds[arm.name] = min(times[1:])
                 first.append(times[0] - seconds[arm.name])

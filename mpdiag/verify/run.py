@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from mpdiag.accuracy import NO_GRADIENT_CHECK, GradientCheck
 from mpdiag.costs.gpu import ON_THE_CPU
 from mpdiag.costs.record import Costs
 from mpdiag.device.stopwatch import release_memory
-from mpdiag.diagnosis import Advice, Capture, Trial, Verification
+from mpdiag.diagnosis import Advice, Capture, SelfTest, Trial, Verification
 from mpdiag.errors import MpdiagError, safe_text
 from mpdiag.foretold import Prediction
 from mpdiag.measure.child import end_children
@@ -34,8 +34,9 @@ from mpdiag.verify.gradient_check import affordable, arms_to_check, check_gradie
 from mpdiag.verify.plan import Pace, Plan, fit, grown
 from mpdiag.verify.prediction import compare_with_fp16
 from mpdiag.verify.rehearsal import rehearse
+from mpdiag.verify.repeat import strays
 from mpdiag.verify.trials import train_arm
-from mpdiag.verify.verdict import decide, train_with
+from mpdiag.verify.verdict import judged
 
 OVERRUN = 1.1  # no further run is begun that would end past this much of its share of the budget
 GRADIENTS_SHARE = 0.08  # of the time budget: two dozen passes, where the training runs are some thousand steps
@@ -65,35 +66,37 @@ class VerificationRun:
     _halved_note: tuple[str, ...] = ()
     _spent: dict[str, float] = field(default_factory=dict)
     missing: str = "the verification ended before it"
+    selftest: SelfTest | None = None  # where two plain FP32 runs differed, FP32 is trained once more at the end
+    again: Trial | None = None  # that run, of the first seed
+    trained: bool = False  # every run that the verdict on accuracy rests on has ended; costs may be missing
 
     def record(self, interrupted: bool = False) -> Verification:
-        """What has been found so far, judged; an interrupted run is inconclusive."""
+        """What has been found so far, judged; runs that were interrupted are inconclusive."""
         missing = ON_THE_CPU if self.device.type != "cuda" else self.missing
         costs = self.costs.record() if self.costs is not None else Costs.absent(missing)
         trials = tuple(with_costs(self.trials, costs))
         comparisons = compare_arms(trials, self.higher_is_better, self.job.margins)
         arms = [t.arm for t in trials] + [each.arm for each in (costs.timing.arms if costs.timing else ())]
         comparisons += tuple(cost_comparisons(costs, BASELINE, list(dict.fromkeys(arms))))
-        if not any(t.arm == FP16 for t in trials):
-            verdict, reason = "inconclusive", "FP16 was not trained"
-        else:
-            verdict, reason = decide(self.advice, trials, comparisons)
-        if interrupted:
-            verdict, reason = "inconclusive", "the verification was stopped before its end"
-        return Verification(
+        found = Verification(
             trials,
             comparisons,
-            verdict,
-            reason,
+            "inconclusive",
+            "FP16 was not trained",
             self.prediction,
             self.prediction_reason,
             (*self.prediction_cut, *self.cut, *(self.costs.cut if self.costs else ()), *self._metric_notes()),
-            None if interrupted else train_with(comparisons, self.advice),
             curves=curve_bands(trials),
             controls=control_outcomes(comparisons),
             costs=costs,
             gradients=self.gradients,
         )
+        if interrupted and not self.trained:
+            return replace(found, reason="the verification was stopped before its end")
+        baseline = next((t for t in trials if self.again and (t.arm, t.seed) == (BASELINE, self.again.seed)), None)
+        if self.again is not None and baseline is not None:
+            found = replace(found, strays=strays(baseline, self.again, comparisons))
+        return judged(found, self.advice, self.selftest)
 
     def _metric_notes(self) -> tuple[str, ...]:
         measured = (name for trial in self.trials for name in trial.metric or {})
@@ -156,6 +159,7 @@ class VerificationRun:
             except MpdiagError as error:
                 if error.slug != "out-of-memory" or not self._halve(seed, error.message):
                     raise
+        self.trained = True
         if self.costs is not None:
             left = budget_seconds - (time.perf_counter() - began)
             self.costs.run(self._start(seed, plan.steps), max(left, 0.0), report)
@@ -228,10 +232,22 @@ class VerificationRun:
                 seconds_of[arm.name] = time.perf_counter() - ran
                 owed.pop(arm.name, None)
                 self.on_progress()
+        self._repeat(seed, plan, report, over(pace.build_seconds + seconds_of[BASELINE]))
         ran_plan = grown(plan, len({trial.seed for trial in self.trials}), seeds)
         self.cut[:] = [*(line for line in self.cut if line not in plan.cut), *ran_plan.cut]
         self._note_unrun(ran_plan, seed)
         return ran_plan
+
+    def _repeat(self, seed: int, plan: Plan, report: Report, late: bool) -> None:
+        """Train FP32 once more, where two runs of it differed before anything else ran."""
+        if self.selftest is None or not self.selftest.control or not self.trials:
+            return
+        if late:
+            self.cut.append("whether FP32 repeats itself: not run, the time budget was used up")
+            return
+        report(f"verify {BASELINE} again, seed {seed}: two runs of this job differ")
+        baseline = next(arm for arm in plan.arms if arm.name == BASELINE)
+        self.again = train_arm(self.job, baseline, self._start(seed, plan.steps), plan.steps, self.device)
 
     def _check_gradients(self, arms: list[Arm], seed: int, pace: Pace, seconds: float) -> None:
         """Compare the arms' first gradients with FP32's, if that fits into so many seconds."""
@@ -242,7 +258,7 @@ class VerificationRun:
             return
         try:
             self.gradients = check_gradients(self.job, self._start(seed, batches), checked, self.device, batches)
-        except (MpdiagError, RuntimeError, ValueError, TypeError) as error:  # nobody asked for it: it ends nothing
+        except Exception as error:  # nobody asked for it: it ends nothing
             release_memory()
             self.gradients = GradientCheck(reason=f"not measured: {safe_text(error)}")
 

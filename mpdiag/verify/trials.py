@@ -16,6 +16,7 @@ from mpdiag.training.precision import emulated
 from mpdiag.training.session import open_session, total
 from mpdiag.verify.arms import BASELINE, Arm
 from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME, TENSOR_CORE
+from mpdiag.verify.what_overflowed import first_overflow
 
 _COSTS = (PEAK_MEMORY, STEP_TIME, TENSOR_CORE, ENERGY)
 _NO_EVALUATE = "the target defines no evaluate(model)"
@@ -33,12 +34,17 @@ def train_arm(
     """
     losses: list[float] = []
     scales: list[float] = []
-    metric, error = None, None
+    metric, error, overflow = None, None, None
+    told = arm.precision.autocast is not None and not arm.control  # a control breaks by design
     reasons = dict.fromkeys(_COSTS, ON_THE_CPU if device.type != "cuda" else _COSTS_ONCE)
     try:
         with open_session(job, start, arm.precision, device) as run:
             for step in range(steps):
-                losses.append(total(run.step(run.place(start.batch(step)))))
+                batch = run.place(start.batch(step))
+                losses.append(total(run.step(batch)))
+                if told and overflow is None and not math.isfinite(losses[-1]):
+                    overflow = first_overflow(run, batch, step + 1)
+                del batch  # the next one is to take its place
                 if run.scaler is not None:
                     scales.append(math.log2(run.scaler.get_scale() or 2.0**-149))
                 on_step()
@@ -78,4 +84,5 @@ def train_arm(
         final_log2_scale=scales[-1] if scales else None,
         error=error,
         not_measured=reasons,
+        overflow=overflow,
     )

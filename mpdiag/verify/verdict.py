@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mpdiag.advice.checks.evaluation import EVALUATION_FAILS
 from mpdiag.advice.checks.optimizer_state import NOTHING_TRAINS
-from mpdiag.diagnosis import Advice, Comparison, Finding, LossScaleAdvice, Trial
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP32_CONFIGURED, TF32
+from mpdiag.advice.from_runs import advise_on_trials, with_findings
+from mpdiag.diagnosis import Advice, Comparison, Finding, LossScaleAdvice, SelfTest, Trial, Verification
+from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN
 from mpdiag.verify.compare import NOT_FINITE, NOT_GIVEN
 from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME
+from mpdiag.verify.repeat import why_it_strays
+from mpdiag.verify.verdict_words import gain_words, horizon, islands_words, raised_by, scale_words
 
 PASSED = {"equivalent": "equals FP32", "noninferior": "is not worse than FP32"}
 """The states in which an arm may be trained in, and how the sentence says it."""
@@ -19,14 +23,35 @@ UNJUDGED = "unjudged"  # passed in its loss, while evaluate() gave no metric to 
 TELL_HOW = ("MP303", "MP305", "MP502")
 """Errors whose remedy mends an arm that raises; MP304's may, where it has the line, and MP607's names nothing."""
 
-FIRM_SEEDS = 5  # fewer are a smoke test (README, "How verification judges"): the power of a paired test of equivalence
-NAMED = 4  # modules in the verdict's sentence; the plan has all
+FIRM_SEEDS = 5  # fewer are preliminary (docs/verification.md): the power of a paired test of equivalence
 _COSTS = (STEP_TIME, PEAK_MEMORY, ENERGY)
-NEARER = {FP32_CONFIGURED: "your present settings", TF32: "TF32"}  # what users have, or can have; the first goes first
+
+
+def judged(found: Verification, advice: Advice, selftest: SelfTest | None = None) -> Verification:
+    """The verification with its verdict: what the comparisons say, and what the runs showed that no loss tells.
+
+    Where FP32 did not repeat itself nothing is decided: what two of its runs differ by, two arms may differ by for no
+    fault of a precision. selftest: of the capture, which tells why it did not.
+
+    A run may keep up in its loss though the GradScaler skipped half of its steps, or a layer's gradient was zero: such
+    errors (MP6xx) have to be mended before a go, like those of the advice.
+    """
+    if not any(trial.arm == FP16 for trial in found.trials):
+        return found
+    if found.strays:
+        return replace(
+            found, verdict="inconclusive", reason=f"{found.strays}: {why_it_strays(selftest)}", train_with=None
+        )
+    found = replace(found, train_with=train_with(found.comparisons, advice))
+    advice = with_findings(advice, advise_on_trials(found, advice))
+    verdict, reason = decide(advice, found.trials, found.comparisons)
+    return replace(found, verdict=verdict, reason=reason)
 
 
 def train_with(comparisons: Sequence[Comparison], advice: Advice | None = None) -> str | None:
     """FP16 where it keeps up with FP32, else FP16 with its plan where that does, else BF16 where that does, else None.
+
+    A plan that leaves little in FP16 comes after a BF16 that keeps up (plan.LEAST_HALF_SHARE).
 
     FP16 goes before BF16 also where only its loss could be judged, for evaluate() is to be mended then, not the
     training. Three arms that were all worse would get three chances to pass by mistake: at most 15 % instead of 5 %.
@@ -34,20 +59,29 @@ def train_with(comparisons: Sequence[Comparison], advice: Advice | None = None) 
     """
     if advice is not None and _nothing_trains(advice):
         return None
-    states = {arm: _state(arm, comparisons) for arm in (FP16, FP16_PLAN, BF16)}
+    order = (FP16, BF16, FP16_PLAN) if _bf16_first(advice, comparisons) else (FP16, FP16_PLAN, BF16)
+    states = {arm: _state(arm, comparisons) for arm in order}
     if states[FP16] == UNJUDGED and states[FP16_PLAN] not in PASSED:
         return FP16
     passed = [arm for arm, state in states.items() if state in PASSED]
     return next(iter([*passed, *(arm for arm, state in states.items() if state == UNJUDGED)]), None)
 
 
+def _bf16_first(advice: Advice | None, comparisons: Sequence[Comparison]) -> bool:
+    """Whether FP16 needs a plan that keeps most products in FP32, so that it saves little, and BF16 keeps up."""
+    plan = advice.plan if advice is not None else None
+    if plan is None or not plan.mostly_fp32:
+        return False
+    return _state(FP16, comparisons) == "worse" and _state(BF16, comparisons) in PASSED
+
+
 def decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> tuple[str, str]:
     """(verdict, one sentence). FP16 decides; where it fails, FP32 islands are the way out, or BF16.
 
-    Where no weight changes in FP32, nothing can be shown to train: a go becomes inconclusive.
+    Where no weight changes in FP32, nothing can be shown to train: all but a no-go becomes inconclusive, for that.
     """
     verdict, reason = _decide(advice, trials, comparisons)
-    if verdict in ("go", "go-with-changes") and (found := _nothing_trains(advice)):
+    if verdict != "no-go" and (found := _nothing_trains(advice)):
         return "inconclusive", f"{found.message} ({found.code})"
     return verdict, reason
 
@@ -59,9 +93,9 @@ def _nothing_trains(advice: Advice) -> Finding | None:
 def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> tuple[str, str]:
     half, brain, planned = (_state(arm, comparisons) for arm in (FP16, BF16, FP16_PLAN))
     errors = [f for f in advice.findings if f.severity == "error"]
-    how = _horizon(FP16, trials)
+    how = horizon(FP16, trials)
     emulation = " (emulated CUDA policy)" if any(t.emulated for t in trials) else ""
-    islands = _islands(advice) if planned in PASSED else None
+    islands = islands_words(advice) if planned in PASSED and not _bf16_first(advice, comparisons) else None
     if half in PASSED:
         over = _shown(FP16, trials, comparisons)
         if errors:
@@ -70,17 +104,17 @@ def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Compa
                 "go-with-changes",
                 f"FP16{emulation} {PASSED[half]} {over}, but {errors[0].code} has to be mended first{cure}",
             )
-        gain = _gain(FP16, comparisons)
+        gain = gain_words(FP16, comparisons)
         if _no_half(advice.loss_scale) and _bit_identical(FP16, trials):
             return (
                 "go",
                 f"autocast changes nothing here{emulation}: no gradient is FP16 under it, and every loss of the FP16 "
                 f"runs is bit-identical to FP32's {over}{gain}",
             )
-        return "go", f"FP16{emulation} {_scaled(advice.loss_scale)} {PASSED[half]} {over}{gain}"
+        return "go", f"FP16{emulation} {scale_words(advice.loss_scale)} {PASSED[half]} {over}{gain}"
     why = _why(FP16, comparisons)
     if islands:
-        gain, bare = _gain(FP16_PLAN, comparisons), "worse" if half == "worse" else "undecided"
+        gain, bare = gain_words(FP16_PLAN, comparisons), "worse" if half == "worse" else "undecided"
         over = _shown(FP16_PLAN, trials, comparisons)
         return (
             "go-with-changes",
@@ -93,20 +127,20 @@ def _decide(advice: Advice, trials: Sequence[Trial], comparisons: Sequence[Compa
         found = _by_loss(FP16, trials, comparisons)
         return "go-with-changes", f"FP16{emulation} {found}: mend {first}, then verify again{other}"
     if half == "worse":
-        raised = _raised(FP16, trials)
+        raised = raised_by(FP16, trials)
         mend = _mending(errors) if raised else ""
         if brain in PASSED:
             other = f"raises {raised}" + (f": mend {mend} for it" if mend else "") if raised else f"is worse ({why})"
             over = _shown(BF16, trials, comparisons)
             return "go-with-changes", f"train in BF16, which {PASSED[brain]} {over}; FP16{emulation} {other}"
-        for arm, name in ((FP16_PLAN, f"FP16 with {_islands(advice)} in FP32"), (BF16, "BF16")):
+        for arm, name in ((FP16_PLAN, f"FP16 with {islands_words(advice)} in FP32"), (BF16, "BF16")):
             if _state(arm, comparisons) == UNJUDGED:
                 found = _by_loss(arm, trials, comparisons)
                 other = f"raises {raised}" if raised else f"is worse ({why})"
                 mending = f"mend {EVALUATION_FAILS}, then verify again"
                 return "go-with-changes", f"{name} {found}: {mending}; FP16{emulation} as it is {other}"
         if raised:
-            return _stopped(f"FP16{emulation}", raised, mend, _raised(BF16, trials), brain, advice)
+            return _stopped(f"FP16{emulation}", raised, mend, raised_by(BF16, trials), brain, advice)
         if brain == "worse":
             return "no-go", f"neither FP16{emulation} nor BF16 keeps up with FP32 {how} ({why})"
         return "inconclusive", f"FP16{emulation} falls behind FP32 {how} ({why}); BF16 is undecided"
@@ -144,20 +178,6 @@ def _mending(errors: Sequence[Finding]) -> str:
     return ", ".join(dict.fromkeys(known or [f.code for f in errors if f.code == "MP304" and f.source]))
 
 
-def _raised(arm: str, trials: Sequence[Trial]) -> str:
-    """Where the first run of an arm that raised did so, and with what; empty where none did."""
-    first = next((t for t in trials if t.arm == arm and t.error), None)
-    return f"at step {first.steps + 1}: {first.error}" if first else ""
-
-
-def _scaled(scale: LossScaleAdvice) -> str:
-    if scale.log2_scale is not None and scale.mode != "none":
-        return "with the recommended loss scale"
-    if scale.log2_scale is None and scale.upper_log2 is not None:
-        return f"with a loss scale that starts at 2^{scale.upper_log2}, for none serves all,"
-    return "without a loss scale"
-
-
 def _no_half(scale: LossScaleAdvice) -> bool:
     """Whether no FP16 gradient was seen, so that there was nothing to choose a loss scale for."""
     return scale.log2_scale is None and scale.lower_log2 is None and scale.upper_log2 is None
@@ -171,30 +191,13 @@ def _bit_identical(arm: str, trials: Sequence[Trial]) -> bool:
 
 
 def _shown(arm: str, trials: Sequence[Trial], comparisons: Sequence[Comparison]) -> str:
-    """The horizon of what passed, and that few seeds are a smoke test; twins of one run count once."""
+    """The horizon of what passed, and that few seeds are preliminary; twins of one run count once."""
     seeds = {t.seed for t in trials if t.arm == arm}
     distinct = min([len(seeds), *(c.seeds for c in _judged(arm, comparisons))])
-    smoke = " (a smoke test: five seeds make a verdict)" if distinct < FIRM_SEEDS else ""
+    smoke = " (preliminary: five seeds make it firm)" if distinct < FIRM_SEEDS else ""
     empty = [c.quantity.replace("_", " ") for c in _quantities(arm, comparisons) if not c.decides]
     but = f", but for {' and '.join(empty)}, about zero in FP32 too" if empty else ""
-    return f"{_horizon(arm, trials)}{smoke}{but}"
-
-
-def _islands(advice: Advice) -> str:
-    """The plan's modules, for a sentence."""
-    names = advice.plan.keep_fp32 if advice.plan else ()
-    shown = ", ".join(names[:NAMED])
-    return f"{shown} and {len(names) - NAMED} more" if len(names) > NAMED else shown
-
-
-def _horizon(arm: str, trials: Sequence[Trial]) -> str:
-    """How long and how often an arm was trained."""
-    mine = [t for t in trials if t.arm == arm]
-    seeds = len({t.seed for t in mine})
-    if not mine:
-        return ""
-    steps = max(t.steps for t in mine)
-    return f"over {steps} step{'' if steps == 1 else 's'} and {seeds} seed{'s' if seeds > 1 else ''}"
+    return f"{horizon(arm, trials)}{smoke}{but}"
 
 
 def _state(arm: str, comparisons: Sequence[Comparison]) -> str:
@@ -239,32 +242,3 @@ def _why(arm: str, comparisons: Sequence[Comparison]) -> str:
         gap = f"{c.quantity} differs by {c.difference:+.3g}, margin {c.margin:.3g}"
         return f"{gap}, {c.reason}" if c.reason else gap
     return "it was not run"
-
-
-def _gain(arm: str, comparisons: Sequence[Comparison]) -> str:
-    """What it costs or saves beside FP32, where that was measured: a go without a gain should say so.
-
-    A step time is told against IEEE FP32, and against what the user has already: the baseline chosen is most of a gain.
-    """
-    mine = [c for c in comparisons if c.candidate == arm and c.difference]
-    times = {c.baseline: c for c in mine if c.quantity == STEP_TIME}
-    parts = []
-    if time := times.get(BASELINE):
-        nearer = next((times[name] for name in NEARER if name in times), None)
-        parts.append(_speed(time, "" if nearer is None else "IEEE FP32"))
-        parts += [] if nearer is None else [_speed(nearer, NEARER[nearer.baseline])]
-    parts += [f"{c.difference:.2f}x the memory" for c in mine if (c.quantity, c.baseline) == (PEAK_MEMORY, BASELINE)]
-    return "; " + ", ".join(parts) if parts else ""
-
-
-def _speed(time: Comparison, than: str) -> str:
-    """The speed with its interval; where nothing is decided, the ratio of times."""
-    ratio = time.difference or 1.0
-    if time.verdict == "equivalent":
-        return f"no faster and no slower{f' than {than}' if than else ''}"
-    if time.verdict == "inconclusive":
-        return f"step time x{ratio:.2f}{f' that of {than}' if than else ''}, undecided"
-    between = f" ({1 / time.interval[1]:.2f} to {1 / time.interval[0]:.2f})" if time.interval else ""
-    if ratio <= 1:
-        return f"{1 / ratio:.2f}x as fast{f' as {than}' if than else ''}{between}"
-    return f"slower{f' than {than}' if than else ''}, {1 / ratio:.2f}x the speed{between}"

@@ -593,7 +593,7 @@ def test_the_trainer_of_transformers_trains_at_the_scale(accelerated, monkeypatc
 # accelerator refuses fp16 before it looks: there it is told that FP16 is supported, as torch's CPU operators are.
 DEEPSPEED = f"""
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(samples.__file__).parent)]!r}
 import torch, deepspeed
 from deepspeed.accelerator import get_accelerator
 from test_configs import RATE, batches, learns, small

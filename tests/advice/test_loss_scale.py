@@ -19,6 +19,7 @@ from mpdiag.formats import FP16
 from mpdiag.histogram import ExponentHistogram
 from mpdiag.loop import LoopFacts, OptimizerGroup, for_all_optimizers
 from mpdiag.other_formats import BF16_SNIPPET, TF32_SNIPPET
+from mpdiag.report.scale_words import BY_COUNT
 
 ACTIVATION, WEIGHT = TensorKind.ACTIVATION_GRADIENT, TensorKind.WEIGHT_GRADIENT
 FEW, MANY = 20, 100
@@ -327,6 +328,13 @@ def test_elements_below_fp16s_own_rounding_error_do_not_close_the_window():
     advice = recommend(capture(wide))
     assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (13, 13, 13)
     assert advice.reason == "2^13 loses elements only below FP16's own rounding error; by count alone it would be 2^20"
+
+
+def test_a_scale_by_count_that_nobody_can_set_is_no_number():
+    advice = recommend(capture(table("w", {-101: 6, 0: 94}, 1.0)))  # by count 2^76, three times 2^24
+    assert (advice.lower_log2, advice.upper_log2, advice.log2_scale) == (13, 13, 13)
+    assert advice.reason == "2^13 loses elements only below FP16's own rounding error; by count alone no scale would do"
+    assert BY_COUNT in advice.reason, "by these words the terminal knows that the reason has to be told"
 
 
 def test_elements_above_fp16s_own_rounding_error_do_close_it():

@@ -59,6 +59,63 @@ def test_each_level_has_the_sentence_it_allows(given, reached, claim):
     assert (found.reached, found.claim, found.used) == (reached, claim, True)
 
 
+REFUSED = "fp16: cuptiProfilerHostConfigAddMetrics returned 17"
+
+
+@pytest.mark.parametrize("instructions", [None, 5e5])
+def test_a_count_without_the_refused_type_never_says_that_none_ran(instructions):
+    partial = CounterEvidence("arm", {"bf16": 0.0, "tf32": 0.0}, instructions, reason=REFUSED)
+    found = ladder_of(kernels(0.8), None, partial, Flops(10**12, 2 * 10**12, 0))
+    assert found.levels[0].used is None
+    assert found.levels[0].text == f"BF16, TF32: none; not counted: {REFUSED}"
+    assert found.used is True
+    assert found.reached == ("E4" if instructions is None else "E2")
+    assert found.disagreements == ()
+
+
+def test_what_a_partial_count_has_is_told_beside_what_it_lacks():
+    partial = CounterEvidence("arm", {"bf16": 0.0, "tf32": 2e12}, 1e6, reason=REFUSED)
+    found = ladder_of(kernels(), None, partial, Flops(10**12, 2 * 10**12, 0))
+    assert (found.reached, found.used) == ("E1", True)
+    assert found.claim == f"2 TFLOP of TF32 tensor-core math a step; not counted: {REFUSED}"
+    assert (found.of_formulas, found.disagreements) == (None, ())  # 100 % TF32, two thirds of the FLOPs: not so
+
+
+def test_instructions_that_were_not_counted_leave_the_operations_their_answer():
+    none = CounterEvidence("arm", {"fp16": 0.0, "bf16": 0.0}, instructions_reason="refused")
+    found = ladder_of(kernels(0.0), None, none)
+    assert [(level.used, level.text) for level in found.levels[:2]] == [
+        (False, "no tensor-core operation in a step"),
+        (None, "refused"),
+    ]
+
+
+def test_the_count_is_told_as_a_multiple_of_the_formulas():
+    # char_gpt's FP16 step on an H100
+    flops = Flops(3812622336, 7893680128, 0, by_batch=(11706302464, 11706302464))
+    found = ladder_of(kernels(), None, counters(5e5, fp16=13725859840.0, bf16=0.0), flops)
+    assert found.of_formulas == pytest.approx(1.1725, abs=1e-4)
+    assert found.claim == "0.0137 TFLOP of FP16 tensor-core math a step, 1.17 times the FLOPs by formula"
+    assert found.disagreements == ()
+    ieee = ladder_of(fp32_arm(0.15, (BACKWARD, 1.5)), None, counters(tf32=6.6e9), flops)
+    assert (ieee.of_formulas, ieee.claim) == (None, "0.0066 TFLOP of TF32 tensor-core math a step")
+
+
+@pytest.mark.parametrize(
+    ("beyond", "text"),
+    [
+        ((False, None), "the one layer that was judged is not faster than CUDA cores can be, which proves nothing"),
+        ((False, False), "none of 2 layers is faster than CUDA cores can be, which proves nothing"),
+        ((True,), "the one layer that was judged runs faster than CUDA cores can (l0: 100 TFLOP/s): impossible "
+                  "without tensor cores"),
+        ((True, False), "1 of 2 layers runs faster than CUDA cores can (l0: 100 TFLOP/s): impossible without "
+                        "tensor cores"),
+    ],
+)  # fmt: skip
+def test_layers_are_counted_in_words(beyond, text):
+    assert ladder_of(kernels(beyond=beyond)).levels[4].text == text
+
+
 def test_nothing_measured_is_not_known_and_never_no():
     found = ladder_of(None)
     assert (found.reached, found.used) == (None, None)

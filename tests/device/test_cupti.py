@@ -351,18 +351,39 @@ def test_a_chip_without_such_counters_is_a_reason(fake):
     assert count(lambda: None, CUDA)["reason"] == "GH100 has no counter of FP16 tensor-core operations"
 
 
-def test_a_counter_that_is_refused_leaves_the_others(fake, monkeypatch):
-    real = Cupti.count
+def refusing(monkeypatch, *refused):
+    """CUPTI refuses the counters with these among their metrics; the known product before them is counted."""
+    real, calls = Cupti.count, []
 
-    def refusing(self, chip, metrics, step, device):
-        if metrics == [f"{PATH}fp8.sum"]:
+    def counted(self, chip, metrics, step, device):
+        calls.append(metrics)
+        if len(calls) > 1 and set(metrics) & set(refused):
             raise CuptiRefusedError("cuptiProfilerHostConfigAddMetrics returned 17 (CUPTI_ERROR_OTHER)", 17)
         return real(self, chip, metrics, step, device)
 
-    monkeypatch.setattr(Cupti, "count", refusing)
-    found = count(lambda: None, CUDA)
+    monkeypatch.setattr(Cupti, "count", counted)
+    return count(lambda: None, CUDA)
+
+
+def test_a_counter_that_is_refused_leaves_the_others(fake, monkeypatch):
+    found = refusing(monkeypatch, f"{PATH}fp8.sum")
     assert found["operations"] == {"fp16": 0.0, "bf16": 0.0, "tf32": 0.0}
     assert found["reason"].startswith("fp8: cuptiProfilerHostConfigAddMetrics returned 17")
+    assert found["instructions_reason"] is None
+
+
+def test_every_refused_counter_is_told_and_the_pipes_instructions_apart(fake, monkeypatch):
+    found = refusing(monkeypatch, f"{PATH}fp16.sum", f"{PATH}fp8.sum", f"{INSTRUCTIONS}.sum")
+    why = "cuptiProfilerHostConfigAddMetrics returned 17 (CUPTI_ERROR_OTHER)"
+    assert set(found["operations"]) == {"bf16", "tf32"}
+    assert found["reason"] == f"fp16: {why}; fp8: {why}"
+    assert (found["instructions"], found["instructions_reason"]) == (None, why)
+
+
+def test_a_chip_without_a_count_of_instructions_says_so(fake):
+    fake.names = [name for name in fake.names if not name.startswith(INSTRUCTIONS)]
+    found = count(lambda: None, CUDA)
+    assert (found["reason"], found["instructions_reason"]) == (None, "not there on GH100")
 
 
 # the child

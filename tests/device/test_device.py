@@ -1,9 +1,8 @@
-"""The device rooms without a GPU: settings that come back, the environment, which device; NVML is in test_nvml.py."""
+"""The device rooms without a GPU: the environment, and which device; NVML is in test_nvml.py."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ import mpdiag
 import report_samples as samples
 from fake_nvml import UUID, FakeNvml, install
 from mpdiag.device.environment import describe
-from mpdiag.device.precision_settings import configured, fp32_products, is_ieee
+from mpdiag.device.precision_settings import configured
 from mpdiag.device.select import select_device
 from mpdiag.errors import UsageError
 from mpdiag.origin import MATMUL_FLAGS
@@ -26,108 +25,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     return install(monkeypatch)
-
-
-# precision settings
-
-
-def all_settings() -> dict[str, str]:
-    return {**configured(CPU), **configured(CUDA)}
-
-
-@pytest.fixture
-def mixed_settings() -> Iterator[dict[str, str]]:
-    """The user's settings: TF32 here, BF16 there; put back after the test."""
-    switches = (torch.backends.cuda.matmul, "tf32"), (torch.backends.mkldnn.matmul, "bf16")
-    before = [(s, s.fp32_precision) for s, _ in switches]
-    for switch, value in switches:
-        switch.fp32_precision = value
-    yield all_settings()
-    for switch, value in before:
-        switch.fp32_precision = value
-
-
-def test_within_ieee_fp32_every_switch_says_ieee(mixed_settings):
-    assert {mixed_settings["cuda.matmul"], mixed_settings["mkldnn.matmul"]} == {"tf32", "bf16"}
-    with fp32_products("ieee"):
-        assert set(all_settings().values()) == {"ieee"}
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-
-
-def test_the_users_settings_come_back(mixed_settings):
-    with fp32_products("ieee"):
-        pass
-    assert all_settings() == mixed_settings
-
-
-def test_the_users_settings_come_back_after_an_exception(mixed_settings):
-    with pytest.raises(ZeroDivisionError), fp32_products("ieee"):
-        raise ZeroDivisionError
-    assert all_settings() == mixed_settings
-
-
-def test_the_users_settings_come_back_after_nesting(mixed_settings):
-    with fp32_products("ieee"), fp32_products("ieee"):
-        pass
-    assert all_settings() == mixed_settings
-
-
-ROOT, CUDA_PARENT, MKLDNN = torch.backends, torch.backends.cudnn, torch.backends.mkldnn.matmul
-CHANGES = [(p, a, b) for p in (ROOT, CUDA_PARENT) for a, b in (("tf32", "ieee"), ("ieee", "tf32"), ("none", "ieee"))]
-
-
-def changed_later(parent: object, first: str, then: str, within: str | None, own: tuple[object, ...] = ()) -> list:
-    """The settings with a parent at `first`, and then at `then`; in between a run in FP32 products, or none."""
-    seen = []
-    try:
-        parent.fp32_precision = first
-        for switch in own:
-            switch.fp32_precision = first
-        if within:
-            with fp32_products(within):
-                pass
-        for value in (first, then, "none"):
-            parent.fp32_precision = value
-            seen.append((all_settings(), ROOT.fp32_precision, CUDA_PARENT.fp32_precision))
-    finally:
-        for switch in (torch.backends.cuda.matmul, MKLDNN, CUDA_PARENT, ROOT):
-            switch.fp32_precision = "none"
-    return seen
-
-
-@pytest.mark.parametrize("within", ["ieee", "tf32"])
-@pytest.mark.parametrize(("parent", "first", "then"), CHANGES)
-def test_a_setting_that_followed_its_parent_follows_it_afterwards(parent, first, then, within):
-    plain = changed_later(parent, first, then, None)  # first: a setting that no longer follows would not here either
-    assert changed_later(parent, first, then, within) == plain
-
-
-@pytest.mark.parametrize("own", [torch.backends.cuda.matmul, CUDA_PARENT, MKLDNN])
-def test_a_setting_of_the_users_own_stays_where_its_parent_says_the_same_at_the_time(own):
-    plain = changed_later(ROOT, "tf32", "ieee", None, (own,))
-    after = changed_later(ROOT, "tf32", "ieee", "ieee", (own,))
-    assert after == plain
-    assert "tf32" in after[1][0].values()
-
-
-def test_tf32_within_ieee_and_out_again_leaves_what_was_inherited():
-    with fp32_products("ieee"):
-        before = all_settings()
-        with fp32_products("tf32"):
-            assert {value for name, value in all_settings().items() if not name.startswith("mkldnn")} == {"tf32"}
-        assert all_settings() == before
-    assert torch.backends.cuda.matmul.fp32_precision == "none"
-
-
-def test_a_device_has_the_switches_of_its_own_backends():
-    assert {name.partition(".")[0] for name in configured(CPU)} == {"mkldnn"}
-    assert {name.partition(".")[0] for name in configured(CUDA)} == {"cuda", "cudnn"}
-
-
-def test_settings_are_ieee_when_no_switch_of_the_device_lowers_them(mixed_settings):
-    assert is_ieee(CPU) is False
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
-    assert is_ieee(CPU) is True
 
 
 # select

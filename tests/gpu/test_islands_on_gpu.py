@@ -33,6 +33,23 @@ def test_the_speed_lost_has_no_measure_where_plain_fp16_skips_every_step(wide):
     assert times["fp16-plan"] is not None
 
 
+def test_the_plan_knows_what_it_leaves_in_fp16_and_what_it_keeps(wide):
+    plan = wide.advice.plan
+    assert (plan.half_share_reason, plan.mostly_fp32) == (None, False)
+    assert 0.5 < plan.half_share < 1
+    assert len(plan.modules) == 1
+    assert plan.modules[0].startswith("Linear ")
+
+
+def test_plain_fp16s_first_overflow_is_found_by_a_second_look(wide):
+    (found, *_) = [t.overflow for t in wide.verification.trials if t.arm == "fp16"]
+    assert (found.step, found.module, found.reason) == (1, "encoder.1.1.wo", None)
+    assert found.abs_max_fp32 > 65504
+    assert [t.overflow for t in wide.verification.trials if t.arm in ("fp32", "fp16-plan")] == [None] * 4
+    (told,) = [f for f in wide.advice.findings if f.code == "MP606"]
+    assert (told.severity, told.evidence["module"]) == ("warning", "encoder.1.1.wo")
+
+
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_an_island_under_cuda_autocast_is_fp32_also_compiled(gpu, backend):
     model = mpdiag.apply(torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)).to(gpu), ["1"])

@@ -20,11 +20,15 @@ def _error(gpu):
 
 
 @pytest.fixture(autouse=True)
-def _root_as_it_was():
-    before = torch.backends.fp32_precision
+def _nothing_set_but_by_the_test():
+    """torch.compile under a parent that is set leaves its value written to cuda.matmul, which then follows no more."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "none"
     yield
-    torch.backends.cudnn.fp32_precision = "none"
-    torch.backends.fp32_precision = before
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
 
 
 @pytest.mark.parametrize("parent", [torch.backends, torch.backends.cudnn], ids=["root", "cuda"])
@@ -35,6 +39,32 @@ def test_a_product_follows_the_parent_that_is_set_after_a_run(parent, gpu):
     assert _error(gpu) > 1e-4
     parent.fp32_precision = "ieee"
     assert _error(gpu) < 1e-6
+
+
+def test_a_product_follows_its_parent_after_a_model_was_compiled_within_a_run(gpu):
+    with fp32_products("ieee"):
+        torch.compiler.reset()
+        torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2, device=gpu))
+    torch.backends.cudnn.fp32_precision = "tf32"
+    assert _error(gpu) > 1e-4
+
+
+def test_a_convolution_under_torchs_own_flags_is_ieee_again_after_them(gpu):
+    a = torch.randn(8, 64, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    w = torch.randn(64, 64, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    exact = torch.nn.functional.conv2d(a, w)
+
+    def error():
+        found = torch.nn.functional.conv2d(a.float().to(gpu), w.float().to(gpu)).cpu().double()
+        return float((found - exact).norm() / exact.norm())
+
+    with fp32_products("ieee"):
+        assert error() < 1e-5
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            assert torch.backends.cudnn.allow_tf32 is False
+        assert error() < 1e-5
+    with fp32_products("tf32"):
+        assert error() > 1e-4
 
 
 def test_every_setting_is_afterwards_what_it_would_be_without_a_run(gpu):

@@ -97,7 +97,7 @@ def test_measuring_ceilings_leaves_random_numbers_settings_and_memory_as_they_we
 class _Body:
     """A body in the place of an arm; `samples` stands for its batch size."""
 
-    samples = 16
+    samples, batch_sizes = 16, (16,)
 
     def __init__(self, step):
         self.step = step

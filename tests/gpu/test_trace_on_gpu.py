@@ -122,7 +122,7 @@ class Reading(nn.Module):
 
 
 def test_a_number_read_in_every_forward_is_named_as_a_wait_of_the_host(gpu):
-    own = arm(job(lambda: Reading(True), lambda: torch.randn(2048, 2048)), BF16, gpu)
+    own = arm(job(lambda: Reading(True), lambda: torch.randn(16384, 2048)), BF16, gpu)  # long enough for a finding
     (wait,) = own.time.waits
     assert (wait.op, wait.module, wait.calls) == ("aten::item", "", 1.0)
     assert wait.call in ("cudaStreamSynchronize", "cudaMemcpyAsync")

@@ -35,7 +35,8 @@ class FakeRun:
 
     def __init__(self, fake: FakeNvml, name: str, seconds: float, watts: float, tensor: float = 50.0) -> None:
         self.fake, self.name, self.seconds, self.watts, self.tensor = fake, name, seconds, watts, tensor
-        self.samples: int | None = 32
+        self.samples: int | float | None = 32
+        self.batch_sizes: tuple[int, ...] = (32,)
         self.skips = False
         self.order: list[str] = []
         self.on_step = lambda: None
@@ -190,12 +191,12 @@ def test_another_process_meanwhile_is_refused(runs, fake):
     runs["fp32"].on_step = lambda: fake.processes.append(999_999_999)
     found = energy_of_arms(runs, CUDA, 5.0, 3)
     assert found[0].joules_per_sample is None
-    assert "other process(es) used this GPU meanwhile" in found[0].reason
+    assert "1 other process used this GPU meanwhile" in found[0].reason
 
 
 def test_an_unknown_batch_size_is_refused(runs):
     for run in runs.values():
-        run.samples = None
+        run.samples, run.batch_sizes = None, ()
     assert refused(runs) == "the batch size is not known"
 
 

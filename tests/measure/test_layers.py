@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpdiag.costs.kernels import SCALERS_READ, Flops, HostWait, KernelTime, LayerUse, WhyNot
+from mpdiag.costs.kernels import Flops, HostWait, KernelTime, LayerUse, WhyNot
 from mpdiag.costs.tensor_cores import Ceilings
 from mpdiag.measure.layers import arithmetic_of, beyond_cuda_cores, facts_of, layers_of, verdict
 from mpdiag.measure.padding import body_of
@@ -47,8 +47,17 @@ def layers(
     steps: int = 1,
 ) -> tuple[LayerUse, ...]:
     facts = dict.fromkeys(("", "fc", "other"), fact)
-    trace = Trace(kernels, steps, 1000.0)
+    trace = Trace(in_turn(*kernels), steps, 1000.0)
     return layers_of(trace, facts, arithmetic, flops, ceilings, lambda products: times or {})
+
+
+def in_turn(*kernels: TracedKernel) -> tuple[TracedKernel, ...]:
+    """The same kernels, each beginning where the one before it ends."""
+    placed, at = [], 0.0
+    for each in kernels:
+        placed.append(replace(each, start_us=at))
+        at += each.duration_us
+    return tuple(placed)
 
 
 def reasons(*kernels: TracedKernel, **more: Any) -> list[WhyNot]:
@@ -365,27 +374,6 @@ def test_on_a_shared_gpu_nobody_is_said_to_wait_for_the_host():
 
 
 ITEM = HostWait("cudaStreamSynchronize", "aten::item", "head", 2.0, 3.14)
-SCALERS = HostWait("cudaStreamSynchronize", SCALERS_READ, None, 1.0, 1.1)
-BARE = HostWait("cudaDeviceSynchronize", None, None, 1.0, 0.5)
-
-
-def test_the_hosts_waits_are_named_with_their_time_and_operator():
-    (found,) = findings_of(replace(CALM, waits=(ITEM, SCALERS, BARE)), "FP16", None)
-    assert found.text == (
-        "the host waits for the GPU in 4 calls a step, 4.7 ms of a traced step: "
-        "cudaStreamSynchronize in aten::item of head, 3.1 ms; "
-        "cudaStreamSynchronize in GradScaler.step (aten::item), 1.1 ms; "
-        "cudaDeviceSynchronize in no operator (torch.cuda.synchronize(), say), 0.5 ms"
-    )
-    assert found.gain_from.endswith("and yet the GPU is busy 99% of the step")
-    (more,) = findings_of(replace(CALM, waits=(ITEM, SCALERS, BARE, BARE)), "FP16", None)
-    assert more.text.endswith("; and more")
-
-
-def test_a_gradscalers_one_number_is_told_only_where_the_gpu_waits_too():
-    assert findings_of(replace(CALM, waits=(SCALERS,)), "FP16", None) == ()
-    codes = [f.code for f in findings_of(replace(CALM, waits=(SCALERS,), busy_share=0.5, cast_share=0.2), "FP16", None)]
-    assert codes == ["gpu-waits", "host-waits", "casts"]
 
 
 def test_layers_are_held_against_the_burst_and_cuda_cores_too_so_that_a_fast_clock_proves_nothing():

@@ -283,7 +283,8 @@ def watched(fake, on_fp16=lambda: None):
     """Time two arms on the fake device; on_fp16: what each step of the second does beside."""
     runs = {"fp32": FakeRun(fake, 0.1, lambda: None), "fp16": FakeRun(fake, 0.05, on_fp16)}
     fleet = SimpleNamespace(
-        device=CUDA, usable=list(runs), arms={"fp32": FP32_IEEE, "fp16": FP16_AUTOCAST}, failures={}, samples=8,
+        device=CUDA, usable=list(runs), arms={"fp32": FP32_IEEE, "fp16": FP16_AUTOCAST}, failures={},
+        samples=8, batch_sizes=(8,),
         step_seconds={"fp32": 0.1, "fp16": 0.05}, ready_seconds={}, resident=True,
         ready=lambda name: nullcontext(runs[name]),
     )  # fmt: skip
@@ -314,7 +315,7 @@ def test_a_process_that_comes_while_steps_are_timed_is_told(fake):
 
     found = watched(fake, join)
     assert (found.sharing.processes, found.others) == (0, 1)
-    assert found.shared == "1 other process(es) came to this GPU while steps were timed"
+    assert found.shared == "1 other process came to this GPU while steps were timed"
 
 
 def test_a_process_that_sits_there_idle_is_no_reason_and_one_that_begins_to_work_is(fake):

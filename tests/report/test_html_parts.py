@@ -183,7 +183,7 @@ def test_figures_are_plain_json_without_the_default_template() -> None:
     assert json.loads(json.dumps(figure, allow_nan=False)) == figure
     assert "template" not in figure["layout"]
     assert figure["data"][1]["y"] == [-6.0]
-    assert figure["data"][1]["customdata"] == pytest.approx([1e-7])
+    assert figure["data"][1]["text"] == [html_numbers.value(1e-7)]
 
 
 def test_a_non_finite_loss_is_null_in_the_figure() -> None:

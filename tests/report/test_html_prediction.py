@@ -30,12 +30,12 @@ def test_the_page_says_how_far_off_in_what_states_and_at_which_scales():
     assert "3 comparisons of one tensor in one step, at the initial weights and after 20 FP32 steps" in text
     assert "FP16 emulated" in text
     assert "0.000 percentage points in the median and 1.000 at the 95th percentile" in text
-    assert "Left out: 1 whose gradient is rounding noise" in text
+    assert "Left out: 1 whose gradient is mathematically zero" in text
 
 
 def test_an_overflow_nobody_foretold_is_on_the_page():
     found = summarized([forecast("surprise", 0.0, 0.0, observed_overflow=0.5)], emulated=False)
-    assert "Overflowed though nothing foretold it: surprise (activation_gradient)" in page(found)
+    assert "Overflowed although nothing predicted it: surprise (activation_gradient)" in page(found)
 
 
 def test_a_cascade_that_could_not_be_computed_is_said_with_its_reason():
@@ -46,4 +46,4 @@ def test_a_cascade_that_could_not_be_computed_is_said_with_its_reason():
 
 def test_without_a_comparison_the_page_gives_the_reason():
     assert prediction_view(None) is None
-    assert "Prediction against observation: the user stopped it." in page(None, "the user stopped it")
+    assert "Prediction and observation were not compared: the user stopped it." in page(None, "the user stopped it")

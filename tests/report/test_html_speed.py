@@ -238,7 +238,7 @@ def test_a_process_that_came_while_steps_were_timed_is_a_note_and_undecides_ever
     costs = full_costs()
     alone = replace(costs.timing.sharing, processes=0, reason=None)
     made = replace(costs, timing=replace(costs.timing, sharing=alone, others=2))
-    assert "2 other process(es) came to this GPU while steps were timed" in notes(made)
+    assert "2 other processes came to this GPU while steps were timed" in notes(made)
     assert {cell.words for cell in row("fp16", made).ratios} == {"undecided"}
 
 
@@ -274,7 +274,10 @@ def test_energy_has_a_row_an_arm_with_ratio_idle_clock_and_limit():
     assert (fp32.shown, fp32.ratio, fp32.held_down, fp32.clock) == (f"781{THIN}mJ", None, "power cap", "1,740 to 1,980")
     assert (fp16.ratio, fp16.verdict, fp16.idle_share, fp16.held_down) == ("×0.293", "less", f"22.7{THIN}%", "no")
     assert (bf16.shown, bf16.reason) == (None, "1 other process(es) used this GPU meanwhile")
-    assert made.setup == "3 windows an arm in turns, 30 s in all; the idle GPU draws 132 W"
+    assert made.setup == (
+        "3 windows an arm in turns, 30 s in all; the idle GPU draws 132 W; ratios are to IEEE FP32 alone, for TF32 and "
+        "your present settings have no window"
+    )
     assert made.notes == (("fp16", "steps were skipped in 1 of the windows; a skipped step takes less"),)
 
 

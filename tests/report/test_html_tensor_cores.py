@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from kernel_samples import FLOPS, FP16, LAYERS, ODD, TIME, UNTRACED
+from kernel_samples import FLOPS, FP16, LADDER, LAYERS, ODD, TIME, UNTRACED
 from mpdiag.costs.kernels import ArmKernels, Flops, WhyNot
 from mpdiag.costs.tensor_cores import Ceilings
 from mpdiag.report.html import _environment
 from mpdiag.report.html_tensor_cores import WORST, CeilingRow, ceiling_rows, tensor_core_context, tensor_core_view
-from mpdiag.report.tensor_core_words import gain_in_words, missed, tensor_core_line
+from mpdiag.report.tensor_core_words import counted_words, gain_in_words, missed, tensor_core_line
 from mpdiag.saved import _plain, _typed
 
 THIN = "\u202f"
@@ -60,7 +60,7 @@ def test_layers_are_rows_with_their_answer_rate_reason_and_gain():
 
 def test_layers_worth_mending_are_named_above_the_table():
     assert missed(FP16) == [(LAYERS[0], ODD)]
-    assert "Layers worth mending: blocks." in text(page(FP16))
+    assert "Layers worth fixing: blocks." in text(page(FP16))
     assert missed(dataclasses.replace(FP16, time=dataclasses.replace(TIME, total_ms=1000.0))) == []
 
 
@@ -82,6 +82,13 @@ def test_flops_say_what_was_counted_mended_and_left_out():
     assert f"Checkpointing computes 1{THIN}GFLOP of it a second time." in shown
     assert "Mended where torch&#39;s counter is wrong: recurrent layers: 5. A note." in shown
     assert "Without a formula, so not counted: my.op." in shown
+
+
+def test_flops_that_were_not_counted_say_why():
+    context = tensor_core_context([FP16], None, None, flops_reason="not measured: RuntimeError: <no> formula")
+    shown = text(_environment().get_template("tensor_cores.html").render(**context))
+    assert "FLOPs of a step not counted : RuntimeError: &lt;no&gt; formula" in shown
+    assert "FLOPs of a step" not in text(page(FP16))
 
 
 def test_an_arm_that_was_not_traced_gives_its_reason_and_no_number():
@@ -124,7 +131,7 @@ def test_in_a_step_that_waits_for_the_host_kernel_time_is_no_gain(code):
     arm = dataclasses.replace(FP16, findings=(dataclasses.replace(WAITS, code=code), *FP16.findings))
     assert missed(arm) == []
     shown = text(page(arm))
-    assert "Layers worth mending" not in shown
+    assert "Layers worth fixing" not in shown
     assert "one region: " in shown
     assert (
         "0.5 ms of kernel time a step, measured, and little or none of the step, whose GPU waits for the host" in shown
@@ -214,3 +221,53 @@ def test_the_terminal_says_nothing_where_nothing_was_traced():
 def test_every_record_comes_back_from_its_json(record):
     text_of = json.dumps(_plain(dataclasses.asdict(record)))
     assert _typed(type(record), json.loads(text_of)) == record
+
+
+# what the hardware counted, and times that do not fit
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (None, None),
+        (1.001, None),
+        (1.04, "More than by formula: products are padded to tiles, and small ones count up to 6 % more"),
+        (1.17, "More than by formula: products are padded to tiles, and small ones count up to 6 % more; the rest is "
+               "not explained"),
+        (0.8, "Less than by formula: what runs on CUDA cores or is skipped, as masked attention, is not in the count"),
+    ],
+)  # fmt: skip
+def test_a_count_that_is_not_what_formulas_give_is_explained_as_far_as_is_known(ratio, words):
+    ladder = dataclasses.replace(LADDER, of_formulas=ratio)
+    assert counted_words(ladder) == words
+    shown = text(page(dataclasses.replace(FP16, ladder=ladder)))
+    assert ("than by formula" in shown) == (words is not None)
+
+
+def test_without_evidence_nothing_is_said_of_a_count():
+    assert counted_words(None) is None
+
+
+def caption(**changes: float) -> str:
+    shown = text(page(dataclasses.replace(FP16, time=dataclasses.replace(TIME, **{"total_ms": 9.0, **changes}))))
+    return shown[shown.index("ms of kernels a step") - 6 : shown.index("E1 to E5")]
+
+
+def test_a_gpu_that_works_for_a_part_of_the_step_is_busy_for_that_part():
+    assert f"the GPU is busy 75.0{THIN}% of the step." in caption()
+    assert f"the GPU is busy 100{THIN}% of the step" in caption(busy_share=1.04)
+    assert f"the GPU is busy 75.0{THIN}% of the traced step" in caption(step_traced=True)
+
+
+def test_a_trace_that_is_longer_than_the_timed_step_is_said_to_disagree():
+    shown = caption(busy_share=1.23)
+    assert "the GPU&#39;s work took 1.23 times the step that was timed: the trace and the timed step disagree" in shown
+    assert "the GPU is busy" not in shown
+
+
+def test_kernels_that_overlap_are_told_with_their_time_by_the_clock():
+    # an LSTM on an H100: cuDNN runs its layers on several streams
+    assert "80.6 ms of kernels a step, which overlap on several streams and take 40.2 ms by the clock: " in caption(
+        total_ms=80.6, busy_ms=40.2
+    )
+    assert "9 ms of kernels a step: " in caption(busy_ms=9.0)

@@ -86,6 +86,22 @@ def test_without_a_time_there_is_no_estimate():
     assert budget_for(replace(timed(24.0), verification=None), 12) is None
 
 
+def test_a_job_in_which_nothing_trains_is_to_be_mended_before_more_is_run():
+    made = undecided(12)
+    still = Finding("MP518", "nothing-trains", "warning", "lr", "no weight changed", {}, "set a rate above 0")
+    found = text(replace(made, advice=replace(made.advice, findings=(still,))))
+    assert "MP518: set a rate above 0" in found
+    assert "--seeds" not in found
+
+
+def test_where_fp32_does_not_repeat_itself_that_comes_first():
+    made = undecided(12)
+    told = "FP32 ends 0.6 from its first run: the GPU adds up in another order; scan from a trained state"
+    found = text(replace(made, verification=replace(made.verification, strays="FP32 ends 0.6", reason=told)))
+    assert "so that FP32 repeats itself: scan from a trained state" in found
+    assert "--seeds" not in found
+
+
 def test_no_number_of_seeds_is_asked_for_where_fp16_raised():
     made = undecided(89)
     broken = tuple(replace(t, error="boom") for t in made.verification.trials)
@@ -232,7 +248,7 @@ def test_fp16_that_takes_longer_is_said_before_the_code():
 
 
 def test_torch_compile_is_not_proposed_where_it_was_timed_and_is_no_faster(monkeypatch):
-    monkeypatch.setattr("mpdiag.report.next_steps.launch_bound", lambda kernels, arm: True)
+    monkeypatch.setattr("mpdiag.report.worth_it.launch_bound", lambda kernels, arm: True)
     made = samples.on_gpu()
     slower = replace(judged("fp16", "worse", "step_time_ms", difference=1.31), is_ratio=True)
     kept = tuple(c for c in made.verification.comparisons if c.quantity != "step_time_ms")

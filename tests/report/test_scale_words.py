@@ -42,8 +42,8 @@ def test_a_window_of_one_scale_is_no_range_and_what_it_may_lose_is_explained():
 
 def test_what_loses_nothing_loses_not_at_least_nothing():
     scale = LossScaleAdvice(0, "none", -9, 9, {}, 0.0, 0.0, 0.0, 0.0, None, "")
-    assert dict(scale_lines(scale))["lost"].startswith("0\u202f% of the gradient elements")
-    assert dict(scale_lines(replace(scale, underflow_before=0.5)))["lost"].startswith("at least 50")
+    assert dict(scale_lines(scale))["underflow"].startswith("0\u202f% of the gradient elements")
+    assert dict(scale_lines(replace(scale, underflow_before=0.5)))["underflow"].startswith("at least 50")
 
 
 def test_points_without_a_gradient_say_nothing():

@@ -915,6 +915,23 @@ def ids_of_items_cast_to_half() -> Job:
     return job(Net, baskets)
 
 
+# --- MP309: recurrent layers
+
+
+@plant("MP309", "info", "memory")
+def a_recurrent_layer_that_bf16_leaves_in_fp16() -> Job:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory, self.head = nn.GRU(WIDTH, WIDTH, batch_first=True), nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            states, _ = self.memory(x)  # <-
+            return self.head(states[:, -1])
+
+    return job(Net, sequences)
+
+
 # --- a fault that no rule is made for
 
 

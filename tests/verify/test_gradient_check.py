@@ -167,7 +167,7 @@ def test_an_island_is_fp32_in_its_arm_alone():
     assert plan.gradient_error == 0.0
 
 
-def test_the_arms_are_those_that_keep_fp32_weights_and_tf32_on_a_gpu():
+def test_the_arms_are_those_that_keep_fp32_weights_and_tf32_on_a_gpu_that_has_it(monkeypatch):
     arms = [
         Arm("fp32", FP32_IEEE),
         SCALED,
@@ -176,7 +176,10 @@ def test_the_arms_are_those_that_keep_fp32_weights_and_tf32_on_a_gpu():
         Arm("fp16-pure", Precision("pure", torch.float16, pure=True)),
     ]
     assert [arm.name for arm in arms_to_check(arms, CPU)] == ["fp16", "fp16-unscaled", "bf16"]
-    assert [arm.name for arm in arms_to_check(arms, torch.device("cuda"))] == ["tf32", "fp16", "fp16-unscaled", "bf16"]
+    for capability, tf32 in (((8, 0), ["tf32"]), ((7, 5), [])):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=capability: has)
+        found = [arm.name for arm in arms_to_check(arms, torch.device("cuda"))]
+        assert found == [*tf32, "fp16", "fp16-unscaled", "bf16"]
 
 
 def test_as_many_batches_as_fit_but_two_at_least():

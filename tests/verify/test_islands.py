@@ -330,9 +330,10 @@ def test_a_session_lifts_its_islands_for_a_job_that_builds_one_object_again():
     one = nn.Sequential(nn.Linear(1, 1))
     the_job = job(lambda: one)
     start = the_job.start(0, 1)
-    with open_session(the_job, start, replace(FP16_AUTOCAST, keep_fp32=("0",)), CPU):
-        assert is_island(one[0])
-    assert not is_island(one[0])
+    with open_session(the_job, start, replace(FP16_AUTOCAST, keep_fp32=("0",)), CPU) as run:
+        assert is_island(run.model[0])
+        assert not is_island(one[0])  # the run has a copy
+    assert not is_island(run.model[0])
 
 
 def test_apply_is_found_without_torch():
@@ -342,7 +343,7 @@ def test_apply_is_found_without_torch():
 
 # --- the file
 
-SAVED = SavedPlan("FP16", ("head",), 14, "dynamic", 2000, "0.1", "model.py")
+SAVED = SavedPlan("FP16", ("head",), 14, "dynamic", 2000, "0.1", "model.py", modules=("Linear 4->4",))
 
 
 def test_a_plan_comes_back_from_its_file(tmp_path):
@@ -351,7 +352,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path):
     assert read_plan(path) == read_plan(str(path)) == read_plan(json.loads(path.read_text())) == SAVED
     assert list(json.loads(path.read_text())) == [
         "schema_version", "format", "keep_fp32", "log2_scale", "mode", "growth_interval", "made_by", "source",
-        "alternative_to",
+        "alternative_to", "modules",
     ]  # fmt: skip
     assert is_island(mpdiag.apply(Pair(), path).head)
 
@@ -833,7 +834,7 @@ def test_a_set_that_keeps_gradients_alive_is_no_dead_gradient_when_the_time_ends
     monkeypatch.setattr(IslandTrials, "run", twice)
     monkeypatch.setattr(island_gradients._Search, "_next", lambda *_: next(wanted))
     found = with_live_gradients(the_job, the_job.start(0, 1), CPU, capture, advice, prediction, 60.0, print)
-    assert (found.plan.enough, found.plan.minimal, found.plan.keep_fp32) == (True, False, ("b", "a"))
+    assert (found.plan.enough, found.plan.minimal, found.plan.keep_fp32) == (True, False, ("a", "b"))
     assert found.plan.reason == "it is not shown that none can be left out: the time budget of 60 s ended"
 
 

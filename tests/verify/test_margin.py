@@ -88,7 +88,7 @@ def test_the_loss_decides_beside_it_and_the_verdict_names_it():
     verdict, reason = decide(Advice("FP16", SCALE, ()), trials, found)
     assert verdict == "go"
     assert reason.startswith("FP16 (emulated CUDA policy) with the recommended loss scale equals FP32 over 4 steps")
-    assert reason.endswith("(a smoke test: five seeds make a verdict), but for accuracy, about zero in FP32 too")
+    assert reason.endswith("(preliminary: five seeds make it firm), but for accuracy, about zero in FP32 too")
 
 
 def test_a_metric_about_zero_passes_no_arm_but_one_that_equals_fp32_to_the_bit():

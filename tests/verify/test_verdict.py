@@ -30,20 +30,20 @@ def test_fp16_equal_to_fp32_is_a_go():
     assert (verdict, reason) == (
         "go",
         "FP16 with the recommended loss scale equals FP32 over 100 steps and 3 seeds"
-        " (a smoke test: five seeds make a verdict)",
+        " (preliminary: five seeds make it firm)",
     )
 
 
-@pytest.mark.parametrize(("distinct", "smoke"), [(5, False), (4, True), (2, True)])
-def test_fewer_than_five_distinct_seeds_are_called_a_smoke_test(distinct, smoke):
+@pytest.mark.parametrize(("distinct", "preliminary"), [(5, False), (4, True), (2, True)])
+def test_a_go_by_fewer_than_five_distinct_seeds_is_preliminary(distinct, preliminary):
     runs = tuple(replace(trial(arm, s, [1.0] * 100), emulated=False) for s in range(5) for arm in ("fp32", "fp16"))
     verdict, reason = decided(replace(judged("fp16", "equivalent"), seeds=distinct), trials=runs)
-    assert (verdict, "over 100 steps and 5 seeds" in reason, "a smoke test" in reason) == ("go", True, smoke)
+    assert (verdict, "over 100 steps and 5 seeds" in reason, "preliminary" in reason) == ("go", True, preliminary)
 
 
-def test_what_is_undecided_or_worse_is_no_smoke_test():
-    assert "smoke" not in decided(judged("fp16", "inconclusive"))[1]
-    assert "smoke" not in decided(judged("fp16", "worse"), judged("bf16", "worse"))[1]
+def test_what_is_undecided_or_worse_is_not_called_preliminary():
+    assert "preliminary" not in decided(judged("fp16", "inconclusive"))[1]
+    assert "preliminary" not in decided(judged("fp16", "worse"), judged("bf16", "worse"))[1]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_go_where_nothing_is_fp16_says_that_autocast_changes_nothing():
     assert found == (
         "go",
         "autocast changes nothing here: no gradient is FP16 under it, and every loss of the FP16 runs is "
-        "bit-identical to FP32's over 100 steps and 3 seeds (a smoke test: five seeds make a verdict)",
+        "bit-identical to FP32's over 100 steps and 3 seeds (preliminary: five seeds make it firm)",
     )
 
 
@@ -108,8 +108,8 @@ def test_a_finding_that_is_no_error_leaves_a_go_a_go(severity):
 STILL = replace(FINDING, code="MP518", severity="warning", message="no weight changed in 20 FP32 steps")
 
 
-@pytest.mark.parametrize("fp16", [judged("fp16", "equivalent"), judged("fp16", "worse")])
-def test_a_job_that_does_not_train_gets_no_go(fp16):
+@pytest.mark.parametrize("fp16", [judged("fp16", each) for each in ("equivalent", "worse", "inconclusive")])
+def test_a_job_that_does_not_train_gets_no_go_and_is_told_why_first(fp16):
     found = decided(fp16, judged("bf16", "equivalent"), findings=(STILL,))
     assert found == ("inconclusive", "no weight changed in 20 FP32 steps (MP518)")
     assert train_with([fp16, judged("bf16", "equivalent")], Advice("FP16", SCALE, (STILL,))) is None
@@ -122,7 +122,7 @@ def test_a_job_that_does_not_train_and_fails_in_both_precisions_stays_a_no_go():
 def test_bf16_is_the_way_out_where_fp16_is_worse():
     verdict, reason = decided(judged("fp16", "worse"), judged("bf16", "equivalent"))
     assert verdict == "go-with-changes"
-    assert reason.startswith("train in BF16, which equals FP32 over 100 steps and 3 seeds (a smoke test")
+    assert reason.startswith("train in BF16, which equals FP32 over 100 steps and 3 seeds (preliminary")
     assert "; FP16 is worse (" in reason
     assert reason.endswith("(loss differs by +0.25, margin 0.05)")
 
@@ -239,7 +239,7 @@ def test_one_step_is_written_without_an_s():
 
 def test_one_seed_is_written_without_an_s():
     reason = decided(judged("fp16", "equivalent"), trials=RUNS[:3])[1]
-    assert reason.endswith("over 100 steps and 1 seed (a smoke test: five seeds make a verdict)")
+    assert reason.endswith("over 100 steps and 1 seed (preliminary: five seeds make it firm)")
 
 
 def test_the_steps_that_bf16_equals_fp32_over_are_bf16s_own():
@@ -310,7 +310,7 @@ def test_where_evaluate_alone_fails_the_loss_decides_and_it_is_no_plain_go():
     about = [judged("fp16", "equivalent"), open_metric("fp16"), judged("bf16", "worse")]
     assert decided(*about) == (
         "go-with-changes",
-        "FP16 equals FP32 in its loss over 100 steps and 3 seeds (a smoke test: five seeds make a verdict), but its "
+        "FP16 equals FP32 in its loss over 100 steps and 3 seeds (preliminary: five seeds make it firm), but its "
         "evaluate() gave no top 1 to judge: mend MP609, then verify again",
     )
     assert train_with(about) == "fp16"
@@ -381,7 +381,7 @@ def test_an_undecided_quantity_beside_one_that_is_not_worse_is_undecided_and_the
 def test_bf16_that_is_not_worse_is_the_way_out_too():
     verdict, reason = decided(judged("fp16", "worse"), not_worse("bf16"))
     assert verdict == "go-with-changes"
-    assert reason.startswith("train in BF16, which is not worse than FP32 over 100 steps and 3 seeds (a smoke test")
+    assert reason.startswith("train in BF16, which is not worse than FP32 over 100 steps and 3 seeds (preliminary")
 
 
 def test_a_loss_that_is_not_finite_is_said_so():

@@ -147,7 +147,7 @@ def test_a_saving_of_energy_is_found_though_the_heat_drifts():
 
 
 def rates(times: int = 250) -> None:
-    """Print what the numbers come from (minutes); in this folder `python -c "import test_verdict_rates as t; t.rates()"`."""
+    """Print what the numbers come from, in minutes: here, `python -c "import test_verdict_rates as t; t.rates()"`."""
     for machine in MACHINES:
         for rounds in (3, 5, ROUNDS):
             equal = verdicts(machine, {}, times, rounds)

@@ -1,7 +1,6 @@
-"""Every finding that can be made, one small class each, in code order.
+"""Every finding that can be made, one small class each, in code order; HUNDREDS says what each hundred is about.
 
-MP1xx forward range, MP2xx gradients and scale, MP3xx operators, MP4xx performance, MP5xx training loop, MP6xx
-verification, MP7xx FP8. The docstring of a class is its page in `mpdiag explain CODE`.
+The docstring of a class is its page in `mpdiag explain CODE`.
 """
 
 from mpdiag.advice.checks.check import Check, Rule, RunCheck, TrialCheck
@@ -16,9 +15,9 @@ from mpdiag.advice.checks.forward_range import (
     WeightOverflow,
 )
 from mpdiag.advice.checks.fp8 import Fp8Alignment, Fp8CastOldTorch, Fp8DelayedSpike, Fp8Underflow
+from mpdiag.advice.checks.gradient_overflow import GradientOverflow
 from mpdiag.advice.checks.gradients import (
     DefaultScaleOverflows,
-    GradientOverflow,
     GradientSubnormal,
     GradientUnderflow,
     RangeConflict,
@@ -57,6 +56,7 @@ from mpdiag.advice.checks.performance import (
     TensorCoreAlignment,
     Tf32Baseline,
 )
+from mpdiag.advice.checks.recurrent import RecurrentInFp16
 from mpdiag.advice.checks.stored_types import (
     AverageInHalf,
     BatchNormInHalf,
@@ -100,6 +100,7 @@ CAPTURE_CHECKS: tuple[Check, ...] = (
     EpsUnderflow(),
     LogOfSoftmax(),
     IntegersInHalf(),
+    RecurrentInFp16(),
     TensorCoreAlignment(),
     NoMasterWeights(),
     HalfAndAutocast(),
@@ -148,3 +149,13 @@ RUN_CHECKS: tuple[RunCheck, ...] = (
 ALL: tuple[Rule, ...] = tuple(sorted((*CAPTURE_CHECKS, *TRIAL_CHECKS, *RUN_CHECKS), key=lambda rule: rule.code))
 
 BY_CODE = {check.code: check for check in ALL}
+
+HUNDREDS = {
+    "MP1": "forward range",
+    "MP2": "gradients and loss scale",
+    "MP3": "operators",
+    "MP4": "performance",
+    "MP5": "training loop",
+    "MP6": "verification",
+    "MP7": "FP8",
+}

@@ -36,7 +36,7 @@ class InputBound(RunCheck):
         if run is None or run.costs.timing is None or target is None or diagnosis.captured_on is not None:
             return
         times = {each.arm: each.step_time_ms for each in run.costs.timing.arms if each.step_time_ms is not None}
-        if run.costs.timing.samples != target.samples_per_step:
+        if run.costs.timing.first_samples != target.samples_per_step:
             return  # the steps were timed on a part of the batch
         arm = next((name for name in _CANDIDATES if name in times), None)
         drawn = target.batch_ms

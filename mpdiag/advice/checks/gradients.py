@@ -1,4 +1,4 @@
-"""MP201 to MP204 and MP206: gradients and the loss scale."""
+"""MP201, MP202, MP204 and MP206: gradients and the loss scale."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from mpdiag.advice.checks.check import Check, number
+from mpdiag.advice.checks.check import Check
 from mpdiag.advice.loss_scale import DEFAULT_INIT_LOG2
 from mpdiag.advice.scale_window import NEGLIGIBLE_ENERGY, fp16_gradients
 from mpdiag.diagnosis import BF16_SNIPPET, Capture, Finding, LossScaleAdvice, TensorTable
@@ -118,41 +118,6 @@ class DefaultScaleOverflows(Check):
                 "upper_log2": loss_scale.upper_log2,
             },
             f"init_scale=2.0**{scale}",
-        )
-
-
-class GradientOverflow(Check):
-    """A gradient is beyond FP16's range even without a loss scale.
-
-    Why it is bad: GradScaler halves its scale at every step it skips, below 1 and without end.
-
-    Threshold: 65520 at scale 1.
-
-    Remedy: average instead of summing in the loss, clip activations, or train in BF16.
-
-    Source: FP16 limits; pytorch#99640 (scale below 1).
-    """
-
-    code: ClassVar[str] = "MP203"
-    name: ClassVar[str] = "gradient-overflow"
-    certainty: ClassVar[Certainty] = Certainty.FORETOLD
-
-    def find(self, capture: Capture, loss_scale: LossScaleAdvice) -> Iterator[Finding]:
-        """At most one, for the largest gradient; the others are counted."""
-        over = [t for t in fp16_gradients(capture) if (t.abs_max or 0.0) >= FP16.overflows_at]
-        if not over:
-            return
-        worst = max(over, key=lambda t: t.abs_max or 0.0)
-        others = f"; so do {len(over) - 1} more" if len(over) > 1 else ""
-        yield self.finding(
-            "error",
-            worst.name,
-            f"the {worst.kind.replace('_', ' ')} of {worst.name} reaches {number(worst.abs_max or 0.0)} at scale 1, "
-            f"beyond FP16's 65504{others}",
-            "use a mean instead of a sum in the loss, or train in BF16",
-            {"abs_max": worst.abs_max, "limit": FP16.overflows_at, "tensors": len(over)},
-            "loss = F.mse_loss(output, target, reduction='mean')  # whichever loss it is: the mean, not the sum\n",
-            worst.source,
         )
 
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import TrialCheck, island, number, owner
+from mpdiag.advice.checks.fp16_runs import BASELINE, UNSCALED, Fp16Check, cause, said
 from mpdiag.advice.scale_window import NEGLIGIBLE_ENERGY
 from mpdiag.diagnosis import Advice, Finding, TensorKind, Trial, Verification
 from mpdiag.finding import Certainty
 from mpdiag.foretold import TensorForecast
 
 _AS_FORETOLD = 0.05  # of the elements; beyond it something upstream was lost, of which the counts know no energy
-ARMS = ("fp16-plan", "fp16")  # the arms that train as mpdiag advises, the one with FP32 islands first
-BASELINE, UNSCALED = "fp32", "fp16-unscaled"
-
-
-def advised(verification: Verification) -> list[Trial]:
-    """The runs of the FP16 arm that the advice is about: with the islands where the verdict wants them."""
-    arm = ARMS[0] if verification.train_with == ARMS[0] else ARMS[1]
-    return [trial for trial in verification.trials if trial.arm == arm]
 
 
 def start_log2(advice: Advice) -> int | None:
@@ -133,14 +126,16 @@ class PredictionMissed(TrialCheck):
             )
 
 
-class NonfiniteTraining(TrialCheck):
+class NonfiniteTraining(Fp16Check):
     """The loss is infinite or NaN in FP16, while the FP32 run of the same seed stays finite.
 
     Why it is bad: the job does not train in FP16. Where it happens without a loss scale too, no scale can help.
 
-    Threshold: error where the run's last loss is not finite, warning where it recovered. None where FP32 diverges too.
+    Threshold: warning where the run recovered, its later half from there on finite, or where it is plain FP16's and
+    the plan's FP32 islands mend it; else error. None where FP32 diverges too.
 
-    Remedy: the findings of the forward pass, MP101 to MP110; an FP32 island; BF16.
+    Remedy: the findings of the forward pass, MP101 to MP110; an FP32 island; BF16. The module is named where the batch
+    of that step, run again in FP16 and in FP32, tells it.
 
     Source: the runs themselves; torch.autograd.set_detect_anomaly names the operation.
     """
@@ -150,29 +145,35 @@ class NonfiniteTraining(TrialCheck):
     certainty: ClassVar[Certainty] = Certainty.SEEN
     has_limit: ClassVar[bool] = False
 
-    def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
-        """At most one, for the first seed."""
+    def of(self, runs: Sequence[Trial], verification: Verification, advice: Advice) -> Finding | None:
+        """One for the first seed."""
         sound = {t.seed for t in verification.trials if t.arm == BASELINE and all(map(math.isfinite, t.losses))}
-        broken = [t for t in advised(verification) if t.seed in sound and not all(map(math.isfinite, t.losses))]
+        broken = [t for t in runs if t.seed in sound and not all(map(math.isfinite, t.losses))]
         if not broken:
-            return
+            return None
         first = broken[0]
         step = next(i for i, loss in enumerate(first.losses, 1) if not math.isfinite(loss))
-        last = not math.isfinite(first.losses[-1])
+        after = first.losses[step:]
+        later = sum(not math.isfinite(loss) for loss in after)
+        when = f"from step {step} on" if later == len(after) else f"at step {step} and {later} of {len(after)} later"
+        gone = not all(map(math.isfinite, after[len(after) // 2 :] or first.losses[-1:]))
         unscaled = [t for t in verification.trials if t.arm == UNSCALED and t.seed in sound]
         hopeless = any(not all(map(math.isfinite, t.losses)) for t in unscaled)
-        yield self.finding(
-            "error" if last else "warning",
+        why, module = cause(broken)
+        find_out = "find what overflows in the forward pass (scan from a checkpoint near that step: --start-from)"
+        return self.finding(
+            "error" if gone else "warning",
             "the loss",
-            f"the loss is not finite from step {step} on in FP16, while FP32 is (seed {first.seed})"
-            + ("; so it is without a loss scale, so no scale helps" if hopeless else ""),
-            "find what overflows in the forward pass, keep it in FP32, or train in BF16",
-            {"step": step, "seeds": len(broken), "also_unscaled": hopeless if unscaled else None},
-            "torch.autograd.set_detect_anomaly(True)  # names the operation, slowly\n",
+            f"the loss is not finite {when} in FP16, while FP32 is (seed {first.seed})"
+            + ("; so it is without a loss scale, so no scale helps" if hopeless else "")
+            + (f"; {why}" if why else ""),
+            (f"keep {said(module)} in FP32" if module else f"{find_out}, keep it in FP32") + ", or train in BF16",
+            {"step": step, "seeds": len(broken), "also_unscaled": hopeless if unscaled else None, "module": module},
+            island(module) if module else "torch.autograd.set_detect_anomaly(True)  # names the operation, slowly\n",
         )
 
 
-class TrainingFails(TrialCheck):
+class TrainingFails(Fp16Check):
     """A training run in FP16 raises, though the first iteration did not.
 
     Why it is bad: the job cannot train in mixed precision as it stands.
@@ -189,19 +190,20 @@ class TrainingFails(TrialCheck):
     certainty: ClassVar[Certainty] = Certainty.SEEN
     has_limit: ClassVar[bool] = False
 
-    def find(self, verification: Verification, advice: Advice) -> Iterator[Finding]:
-        """At most one."""
-        failed = [trial for trial in advised(verification) if trial.error]
-        if failed and not {finding.code for finding in advice.findings} & {"MP303", "MP304", "MP502"}:
-            first = failed[0]
-            yield self.finding(
-                "error",
-                "the training",
-                f"FP16 training fails after {first.steps} steps: {first.error}",
-                "mend the line that the error names, or put an FP32 island around it",
-                {"error": first.error, "steps": first.steps, "seeds": len(failed)},
-                'with torch.autocast("cuda", enabled=False):\n    y = op(x.float())\n',
-            )
+    def of(self, runs: Sequence[Trial], verification: Verification, advice: Advice) -> Finding | None:
+        """One for the first run that failed."""
+        failed = [trial for trial in runs if trial.error]
+        if not failed or {finding.code for finding in advice.findings} & {"MP303", "MP304", "MP502"}:
+            return None
+        first = failed[0]
+        return self.finding(
+            "error",
+            "the training",
+            f"FP16 training fails after {first.steps} steps: {first.error}",
+            "mend the line that the error names, or put an FP32 island around it",
+            {"error": first.error, "steps": first.steps, "seeds": len(failed)},
+            'with torch.autocast("cuda", enabled=False):\n    y = op(x.float())\n',
+        )
 
 
 class ControlsDidNotFail(TrialCheck):

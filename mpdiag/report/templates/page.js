@@ -48,6 +48,20 @@ byId("download").addEventListener("click", () => {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 });
 
+// a link to a section opens what is folded in it; paper gets everything, and the screen its folds back
+const unfold = () => {
+  const target = location.hash && byId(decodeURIComponent(location.hash.slice(1)));
+  for (const fold of target ? target.querySelectorAll(":scope > details.fold") : []) fold.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  for (const fold of closed) fold.open = true;
+});
+addEventListener("afterprint", () => { for (const fold of closed) fold.open = false; });
+
 // keys
 const showKeys = (open) => {
   byId("keys").hidden = !open;
