@@ -2,7 +2,7 @@
 
 They follow Diagnosis.train_in, the one choice of a format, as the code to paste does: FP16 with the advised scale, or
 with the plan's modules in FP32, or BF16; TF32 is a setting of torch's; nothing where no format is shown to train like
-FP32. tests/advice/test_configs.py executes each text with its package.
+FP32. tests/advice/test_configs_executed.py executes each text with its package.
 """
 
 from __future__ import annotations

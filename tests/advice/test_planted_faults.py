@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import planted_costs  # noqa: F401 # these two enter their jobs into the tables of planted_faults
-import planted_loops  # noqa: F401
 from mpdiag.advice import advise
 from mpdiag.advice.checks import BY_CODE, CAPTURE_CHECKS
 from mpdiag.api import scan
@@ -22,7 +20,8 @@ from mpdiag.errors import MpdiagError
 from mpdiag.finding import Certainty
 from mpdiag.target import load_job
 from mpdiag.target.job import Job
-from planted_faults import HEALTHY, PLANTS, T5_LIKE
+from planted_faults import T5_LIKE
+from planted_tables import HEALTHY, PLANTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import planted_costs  # noqa: F401 # these two enter their jobs into the tables of planted_faults
-import planted_loops  # noqa: F401
 from mpdiag.capture.loop_facts import observe_loop
-from planted_faults import HEALTHY, PLANTS
+from planted_tables import HEALTHY, PLANTS
 
 pytestmark = pytest.mark.gpu
 LOOPS = sorted(name for name in PLANTS if name.startswith("MP5"))

@@ -1,24 +1,16 @@
 """The zoo on a GPU: the same jobs, the same paper, the same witness; and a GradScaler that nothing waits for."""
 
-import importlib.util
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import zoo_samples as zoo
 from mpdiag.capture.probe import Probe
 from mpdiag.diagnosis import TensorKind
 
 pytestmark = pytest.mark.gpu
-
-PATH = Path(__file__).resolve().parents[1] / "capture" / "test_zoo.py"
-spec = importlib.util.spec_from_file_location("zoo_on_gpu", PATH)
-zoo = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = zoo  # its dataclasses look themselves up there
-spec.loader.exec_module(zoo)
 
 
 @pytest.fixture(autouse=True)

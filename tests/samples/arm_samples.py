@@ -28,6 +28,13 @@ def metrics(base: Sequence[float], other: Sequence[float]) -> list[Trial]:
     return made + [trial("fp16", seed, 1 + seed / 10, value) for seed, value in enumerate(other)]
 
 
+def coarse(base: Sequence[float], other: Sequence[float], more: Sequence[float] = ()) -> list[Trial]:
+    """Runs whose losses differ, with a metric that moves in steps; `more`: a control's values."""
+    made = [trial("fp32", seed, 1 + seed / 10, value) for seed, value in enumerate(base)]
+    made += [trial("fp16", seed, 1.0001 + seed / 10, value) for seed, value in enumerate(other)]
+    return made + [trial("control", seed, 2 + seed / 10, value) for seed, value in enumerate(more)]
+
+
 def one(trials: Sequence[Trial], quantity: str = "loss", arm: str = "fp16", higher: bool = True) -> Comparison:
     found = [c for c in compare_arms(trials, higher) if c.quantity == quantity and c.candidate == arm]
     assert len(found) == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mpdiag.capture.op_scan import Operations, observe_operations
@@ -75,3 +77,26 @@ def one(tables: tuple[OpTable, ...], **wanted: Any) -> OpTable:
 
 def bins(table: OpTable) -> dict[int, int]:
     return table.histogram.bins
+
+
+ROWS = torch.tensor([[[8.0, 0.0], [0.0, 16.0]]])
+
+
+def attention(h: torch.Tensor) -> torch.Tensor:
+    scores = h @ h.transpose(-2, -1)
+    scores = scores / 4
+    return F.softmax(scores, -1) @ h
+
+
+def line_of(fn: Callable[..., Any], offset: int) -> str:
+    path = Path(fn.__code__.co_filename)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{shown}:{fn.__code__.co_firstlineno + offset}"
+
+
+def rms(h: torch.Tensor) -> torch.Tensor:
+    return h * torch.rsqrt((h * h).mean(-1, keepdim=True) + 1e-8)
+
+
+def rms_by_pow(h: torch.Tensor) -> torch.Tensor:
+    return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-8)

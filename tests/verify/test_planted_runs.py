@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import mpdiag.target
-import planted_loops  # noqa: F401 # enters its jobs into the table of planted_faults
 from mpdiag.api import scan
 from mpdiag.diagnosis import Diagnosis
 from mpdiag.target.job import ONLY, Job
-from planted_faults import HEALTHY, classify
+from planted_faults import classify
 from planted_runs import RUNS
+from planted_tables import HEALTHY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
