@@ -110,6 +110,9 @@ def test_what_is_left_out_has_its_reason_in_the_record_and_the_others_their_time
     assert all("bf16" not in turns for turns in found.order)
 
 
+SECONDS = 19.0  # under those in which memory would be measured
+
+
 def cost_run_of(job, monkeypatch, build: float) -> CostRun:
     """A cost run on the CPU whose arms do not fit together and take `build` seconds to build, as they say."""
     real = Fleet._one_by_one
@@ -122,9 +125,10 @@ def cost_run_of(job, monkeypatch, build: float) -> CostRun:
     monkeypatch.setattr(Fleet, "_one_by_one", one_by_one)
     monkeypatch.setattr("mpdiag.measure.timing.BLOCK_SECONDS", 0.005)
     monkeypatch.setattr("mpdiag.measure.timing.MAX_ROUNDS", 3)
+    monkeypatch.setattr(CostRun, "_left", lambda self: SECONDS)  # however busy this machine is
     arms = (Arm("fp32", FP32_IEEE), Arm("fp16", FP16_AUTOCAST))
     run = CostRun(job, arms, torch.device("cpu"), 0, lambda: None)
-    run.run(job.start(0, 2), 19.0, lambda line: None)  # under the seconds in which memory would be measured
+    run.run(job.start(0, 2), SECONDS, lambda line: None)
     return run
 
 
@@ -142,5 +146,6 @@ def test_a_cost_run_whose_arms_take_too_long_to_build_has_no_step_time_and_says_
     assert timed == []
     costs = run.record()
     assert costs.timing is None
-    assert costs.timing_reason.startswith(f"{ANEW}: 3 rounds of fp32 and fp16 take about 108 s, the time budget had 1")
+    told = "3 rounds of fp32 and fp16 take about 108 s, the time budget had 19 s left"
+    assert costs.timing_reason.startswith(f"{ANEW}: {told}")
     assert f"step time: not measured, {costs.timing_reason}" in run.cut
