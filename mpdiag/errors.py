@@ -6,6 +6,9 @@ says what to type or change. The command line prints `error[slug]: message` and 
 
 from __future__ import annotations
 
+import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,3 +101,10 @@ class InterruptedScanError(MpdiagError):
             f"stopped by {signal or 'Ctrl-C'}",
             "`--time-budget` and `--no-verify` make a scan shorter",
         )
+
+
+def place_of(frame: traceback.FrameSummary) -> str:
+    """file:line of a frame, from the working folder if it is below it."""
+    with suppress(ValueError, OSError):  # another folder, or one that is gone
+        return f"{Path(frame.filename).relative_to(Path.cwd())}:{frame.lineno}"
+    return f"{frame.filename}:{frame.lineno}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import sysconfig
 import traceback
-from contextlib import suppress
 from pathlib import Path
 
-from mpdiag.errors import MpdiagError, UserCodeError, safe_text
+from mpdiag.errors import MpdiagError, UserCodeError, place_of, safe_text
 
 _OURS = str(Path(__file__).resolve().parent)
 _INSTALLED = ("site-packages", "dist-packages")
@@ -35,7 +34,7 @@ def as_error(unforeseen: BaseException) -> MpdiagError:
         f"{type(unforeseen).__name__} while running your {theirs[-1].name}(): {safe_text(unforeseen)}",
         "the traceback above is your code's; mend it there",
         "".join(["Traceback (most recent call last):\n", *lines]),
-        _place(theirs[-1]),
+        place_of(theirs[-1]),
     )
 
 
@@ -43,10 +42,3 @@ def _is_library(file: str) -> bool:
     torch = getattr(sys.modules.get("torch"), "__file__", None)  # built from source it lies anywhere
     folders = [sysconfig.get_path("stdlib"), *([str(Path(torch).parent)] if torch else [])]
     return file.startswith(("<", *folders)) or not set(_INSTALLED).isdisjoint(Path(file).parts)
-
-
-def _place(frame: traceback.FrameSummary) -> str:
-    """file:line, from the working folder if it is below it."""
-    with suppress(ValueError, OSError):
-        return f"{Path(frame.filename).relative_to(Path.cwd())}:{frame.lineno}"
-    return f"{frame.filename}:{frame.lineno}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from mpdiag.errors import MpdiagError, UserCodeError, safe_text, without_backends
+from mpdiag.errors import MpdiagError, UserCodeError, place_of, safe_text, without_backends
 
 _OURS = str(Path(__file__).resolve().parents[1])
 _TORCH = str(Path(torch.__file__).resolve().parent)
@@ -59,11 +59,7 @@ def _users_line(error: BaseException) -> str | None:
     """file:line, from the working folder if it is below it, of the innermost frame that is neither ours nor torch's."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not f.filename.startswith((_OURS, _TORCH, "<"))]
-    if not theirs:
-        return None
-    with suppress(ValueError, OSError):  # another folder, or one that is gone
-        return f"{Path(theirs[-1].filename).relative_to(Path.cwd())}:{theirs[-1].lineno}"
-    return f"{theirs[-1].filename}:{theirs[-1].lineno}"
+    return place_of(theirs[-1]) if theirs else None
 
 
 def _is_out_of_memory(error: BaseException, first: str) -> bool:

@@ -30,6 +30,8 @@ def strays(first: Trial, again: Trial, comparisons: Sequence[Comparison]) -> str
     further on for each. What two runs of one arm differ by, two arms may differ by for no fault of a precision. Where
     FP32 adds up in another order each time, as atomic additions on a GPU do, it strays too, by far less than a margin.
     """
+    if again.error and not first.error:
+        return f"FP32 trained again after the other arms fails at step {again.steps + 1}: {again.error}"
     for quantity, one, other in _pairs(first, again):
         margin = next((c.margin for c in comparisons if c.quantity == quantity and c.margin is not None), None)
         apart = abs(other - one)

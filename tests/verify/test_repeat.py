@@ -36,6 +36,12 @@ def test_a_second_run_beyond_a_margin_strays(loss, accuracy, told):
     assert told is None or f"from its first run in {told} (margin" in found
 
 
+def test_a_second_run_that_fails_is_told_by_its_error_and_not_by_where_it_stood():
+    again = replace(FIRST, steps=2, losses=(1.0, 9.0), error="RuntimeError: used up")
+    told = "FP32 trained again after the other arms fails at step 3: RuntimeError: used up"
+    assert strays(FIRST, again, MARGINS) == told
+
+
 @pytest.mark.parametrize(
     ("unchanged", "why"),
     [(True, ANOTHER_ORDER), (False, ANOTHER_ORDER), (None, KEEPS_STATE)],
