@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from mpdiag.advice import with_findings, with_late_findings
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Comparison, Diagnosis, Verification
 from mpdiag.errors import UsageError
 from mpdiag.foretold import Prediction, summarized
 from mpdiag.saved import from_json, to_json
-from mpdiag.verify.arms import BASELINE
 from mpdiag.verify.controls import control_outcomes
 from mpdiag.verify.cost_ratios import cost_comparisons, with_costs
 from mpdiag.verify.curve_band import curve_bands

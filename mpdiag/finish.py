@@ -88,8 +88,8 @@ def verify_saved(
 
 def _with_first_losses(diagnosis: Diagnosis) -> TargetRecord | None:
     """The target, with a note where FP32's first loss is not the one of the capture: something else was trained."""
+    from mpdiag.arm_names import BASELINE
     from mpdiag.target.record import SINCE
-    from mpdiag.verify.arms import BASELINE
 
     target, capture, run = diagnosis.target, diagnosis.capture, diagnosis.verification
     if target is None or capture is None or run is None or diagnosis.advice is None:

@@ -115,7 +115,7 @@ REPORT_MAY = (
         f"mpdiag.{room}"
         for room in (
             *"accuracy blocks costs diagnosis drift finding foretold loop other_formats operations scale".split(),
-            *"saved histogram formats report".split(),
+            *"arm_names saved histogram formats report".split(),
         )
     ),
     *"jinja2 markupsafe rich plotly".split(),
@@ -124,7 +124,7 @@ NUMBERS_MAY = tuple(
     f"mpdiag.{room}"
     for room in (
         *"accuracy blocks costs formats histogram drift finding foretold loop other_formats operations scale".split(),
-        *"origin plan plausible version diagnosis errors advice".split(),
+        *"arm_names origin plan plausible version diagnosis errors advice".split(),
     )
 )
 
@@ -163,6 +163,7 @@ def test_the_numbers_import_only_numbers():
     assert imports_beyond(sources(), "origin.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "plan.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "plausible.py", NUMBERS_MAY) == []
+    assert imports_beyond(sources(), "arm_names.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "blocks.py", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "costs/", NUMBERS_MAY) == []
     assert imports_beyond(sources(), "drift.py", NUMBERS_MAY) == []
@@ -190,6 +191,7 @@ def test_the_numbers_import_only_numbers():
         "other_formats.py",
         "operations.py",
         "plan.py",
+        "arm_names.py",
         "plausible.py",
         "saved.py",
         "scale.py",
@@ -421,6 +423,7 @@ LIGHT_MODULES = (
     "mpdiag.other_formats",
     "mpdiag.operations",
     "mpdiag.plan",
+    "mpdiag.arm_names",
     "mpdiag.plausible",
     "mpdiag.saved",
     "mpdiag.scale",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mpdiag.arm_names import BASELINE
 from mpdiag.costs.kernel_names import TensorCores, splits_fp32
 from mpdiag.costs.kernels import ArmKernels, Flops, KernelTime, Ladder, Level
 from mpdiag.costs.tensor_cores import FP32, TF32, CounterEvidence, GpmEvidence
@@ -23,7 +24,6 @@ NOTABLE = 0.05  # of the kernel time in tensor-core kernels: less may well drown
 NEGLIGIBLE = 0.01  # of the kernel time in names that tell nothing: too little to hold up a "no"
 APART = 0.25  # counted by the hardware against counted by formula: padding and split products explain less
 FOREIGN = 0.1  # of the tensor operations in another type than the arm's: worth a line
-IEEE_ARM = "fp32"  # the baseline, for which TF32 is switched off
 NOT_COUNTED = "only {arms} is counted: every arm takes a process of its own and up to a minute"
 
 
@@ -193,7 +193,7 @@ def _in_fp32(kernels: ArmKernels, told: list[Level]) -> Iterator[str]:
     """Where an FP32 arm used tensor cores, if any level says that it did."""
     if not told:
         return
-    who = f"the {'IEEE ' if kernels.arm == IEEE_ARM else ''}FP32 arm uses tensor cores"
+    who = f"the {'IEEE ' if kernels.arm == BASELINE else ''}FP32 arm uses tensor cores"
     yes = kernels.time.by_class.get("yes", 0.0) if kernels.time else 0.0
     split = _named(kernels.time, split=True)
     attention = min(yes, sum(split.values()))

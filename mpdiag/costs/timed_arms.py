@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mpdiag.arm_names import BASELINE, BF16, FP16, FP16_COMPILED, TF32
 from mpdiag.diagnosis import Comparison, Verification
 
-BASELINE, TF32, FP16, COMPILED = "fp32", "tf32", "fp16", "fp16-compile"
 STEP_TIME = "step_time_ms"
-NO_SCALER = "bf16"  # the arm that needs no loss scale either
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ def tf32_words(c: Comparison) -> str:
     name = "FP16" if c.candidate == FP16 else c.candidate
     told = {"worse": "is faster", "equivalent": "is as fast within 3 %"}.get(c.verdict, "may be as fast, undecided")
     times = f": {c.baseline_value:.3g} ms a step to {name}'s {c.candidate_value:.3g}" if c.candidate_value else ""
-    return f"TF32 alone {told}{times}" + ("" if c.candidate == NO_SCALER else ", and it needs no loss scale")
+    return f"TF32 alone {told}{times}" + ("" if c.candidate == BF16 else ", and it needs no loss scale")
 
 
 def compiled_step(run: Verification | None) -> CompiledStep | None:
     """FP16 through torch.compile, where both it and plain FP16 were timed."""
-    plain, made = step_ratio(run, FP16), step_ratio(run, COMPILED)
+    plain, made = step_ratio(run, FP16), step_ratio(run, FP16_COMPILED)
     if plain is None or made is None or not plain.candidate_value or not made.candidate_value:
         return None
     theirs, mine = plain.interval, made.interval

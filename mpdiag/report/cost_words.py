@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mpdiag.arm_names import BASELINE, FP32_CONFIGURED, TF32
 from mpdiag.costs.kernels import ArmKernels
 from mpdiag.diagnosis import Comparison, Verification
 from mpdiag.report.html_numbers import share, size
@@ -12,8 +13,7 @@ from mpdiag.report.memory_line import memory_words
 from mpdiag.report.read_again import second_reading
 from mpdiag.report.tensor_core_words import tensor_core_line, waiting_words
 
-BASELINE, CONFIGURED, TF32 = "fp32", "fp32-configured", "tf32"
-REFERENCES = {BASELINE: "IEEE FP32", CONFIGURED: "your present settings", TF32: "TF32"}
+REFERENCES = {BASELINE: "IEEE FP32", FP32_CONFIGURED: "your present settings", TF32: "TF32"}
 """What a step time is held against, and its words."""
 
 CONTROL = "again"
@@ -82,7 +82,7 @@ def _time(run: Verification, arm: str) -> str | None:
     first = ratio_of(run, STEP_TIME, arm)
     if first is None:
         return None
-    present = ratio_of(run, STEP_TIME, arm, CONFIGURED) or ratio_of(run, STEP_TIME, arm, TF32)
+    present = ratio_of(run, STEP_TIME, arm, FP32_CONFIGURED) or ratio_of(run, STEP_TIME, arm, TF32)
     told = [c for c in (first, present) if c is not None]
     text = f"{_named(arm)}{first.baseline_value:.4g} -> {first.candidate_value:.4g} ms a step: "
     text += ", ".join(speed_words(c) for c in told)

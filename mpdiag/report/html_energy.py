@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mpdiag.arm_names import FP32_CONFIGURED, TF32
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.diagnosis import Comparison, Verification
-from mpdiag.report.cost_words import CONFIGURED, ENERGY, TF32, ratio_of
+from mpdiag.report.cost_words import ENERGY, ratio_of
 from mpdiag.report.html_numbers import joules, share, value
 
 VERDICTS = {"better": "less", "worse": "more", "equivalent": "no difference", "inconclusive": "undecided"}
@@ -73,7 +74,7 @@ def _against(run: Verification, measured: Sequence[EnergyUse]) -> str:
     """That the ratios are to IEEE FP32 alone, where its cheaper kin were timed and have no window."""
     timed = {each.arm for each in (run.costs.timing.arms if run.costs.timing else ()) if each.step_time_ms is not None}
     without = timed - {use.arm for use in measured}
-    told = [words for arm, words in ((TF32, "TF32"), (CONFIGURED, "your present settings")) if arm in without]
+    told = [words for arm, words in ((TF32, "TF32"), (FP32_CONFIGURED, "your present settings")) if arm in without]
     if not told or len(measured) < 2:
         return ""
     have = "have" if told[-1] != "TF32" else "has"

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from mpdiag.arm_names import BASELINE
 from mpdiag.costs.largest_batch import MARGIN, MIN_MARGIN_BYTES, BatchTrial, LargestBatch
 from mpdiag.report.html_cells import Cell
 from mpdiag.report.html_numbers import THIN, share, size, value
 from mpdiag.report.memory_line import batches_of, rates_words
-from mpdiag.report.memory_reasons import BASELINE, grouped_remarks, times
+from mpdiag.report.memory_reasons import grouped_remarks, times
 
 COLUMNS = ("Largest batch", "Did not fit", "Peak reserved", "May be reserved", "Bytes by batch", "Samples a second")
 MARGIN_WORDS = f"{share(MARGIN)} of the card, at least {size(MIN_MARGIN_BYTES)}, are left free"

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from mpdiag.arm_names import BASELINE, FP32_CONFIGURED, TF32
 from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.diagnosis import Comparison, Diagnosis, Verification
 from mpdiag.report import forest
-from mpdiag.report.cost_words import BASELINE, CONFIGURED, CONTROL, STEP_TIME, TF32, lead_arm, ratio_of
+from mpdiag.report.cost_words import CONTROL, STEP_TIME, lead_arm, ratio_of
 from mpdiag.report.html_energy import cost_css
 from mpdiag.report.html_numbers import value, with_unit
 from mpdiag.report.speed_words import baseline_words, lead_words, speed_notes
 
-HEADINGS = {BASELINE: "IEEE FP32", CONFIGURED: "your settings", TF32: "TF32"}
+HEADINGS = {BASELINE: "IEEE FP32", FP32_CONFIGURED: "your settings", TF32: "TF32"}
 VERDICTS = {"better": "faster", "worse": "slower", "equivalent": "no difference", "inconclusive": "undecided"}
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from mpdiag.arm_names import FP32_CONFIGURED, TF32
 from mpdiag.diagnosis import Comparison, Diagnosis, LossScaleAdvice, Trial
 from mpdiag.other_formats import FP16_ISLANDS
 from mpdiag.report.accuracy_words import standing, verdict_in_words
-from mpdiag.report.cost_words import CONFIGURED, REFERENCES, TF32, ratio_of
+from mpdiag.report.cost_words import REFERENCES, ratio_of
 from mpdiag.report.digest import STOPPED_BEFORE
 from mpdiag.report.html_numbers import THIN, power, prose, share, size
 from mpdiag.report.html_verification import NO_REASON, difference, interval, quantity
@@ -168,7 +169,7 @@ def _time_boxes(diagnosis: Diagnosis) -> list[Box]:
 def _nearer(diagnosis: Diagnosis) -> list[Markup]:
     """The same against what the user has already, or could have; of TF32 too where FP16 was not shown to be faster."""
     run = diagnosis.verification
-    found = [ratio_of(run, "step_time_ms", "fp16", name) for name in (CONFIGURED, TF32)] if run else []
+    found = [ratio_of(run, "step_time_ms", "fp16", name) for name in (FP32_CONFIGURED, TF32)] if run else []
     told = [c for c in found if c is not None]
     shown = told[:1] + [c for c in told[1:] if c.verdict != "better"]
     return [

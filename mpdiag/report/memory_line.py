@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mpdiag.arm_names import BASELINE
 from mpdiag.costs.largest_batch import LargestBatch
 from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
 from mpdiag.report.html_numbers import size
 from mpdiag.report.memory_reasons import (
-    BASELINE,
     BELOW_HALF,
     HALVED,
     baseline_of,

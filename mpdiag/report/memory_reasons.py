@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mpdiag.arm_names import BASELINE
 from mpdiag.costs.memory import HALF_TYPES, MemorySplit, MemoryUse, NotHalf, grouped, why_not_half
 from mpdiag.report.html_numbers import size
 
-BASELINE = "fp32"
 HALVED = 0.505  # a ratio up to this prints as 0.50
 NOTABLE = 0.01  # of FP32's peak: less does not move the ratio's second digit
 OF_THE_GAP = 0.1  # a small gap has small reasons

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Diagnosis, Verification
 from mpdiag.other_formats import FP16, FP16_ISLANDS, TF32
 from mpdiag.report.time_needed import DEFAULT_SECONDS, budget_for
@@ -168,7 +169,7 @@ def _to_decide(diagnosis: Diagnosis, run: Verification) -> list[str]:
 
 def _broken_in_fp32(run: Verification) -> str | None:
     """What to mend where FP32 itself gave no number to compare with: no number of seeds or steps gives one."""
-    trained = [t for t in run.trials if t.arm == "fp32"]
+    trained = [t for t in run.trials if t.arm == BASELINE]
     for trial in trained:
         at = next((i for i, loss in enumerate(trial.losses, 1) if not math.isfinite(loss)), None)
         if at is not None and not all(map(math.isfinite, trial.losses[len(trial.losses) // 2 :])):  # what is compared

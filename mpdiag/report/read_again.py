@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Comparison, Verification
-
-BASELINE = "fp32"
 
 
 def second_reading(run: Verification, c: Comparison) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
+from mpdiag.arm_names import FP32_CONFIGURED
 from mpdiag.costs.timing import Timing
 from mpdiag.diagnosis import Comparison, Diagnosis, Verification
-from mpdiag.report.cost_words import CONFIGURED, CONTROL, REFERENCES, STEP_TIME, launch_bound, ratio_of, speed_words
+from mpdiag.report.cost_words import CONTROL, REFERENCES, STEP_TIME, launch_bound, ratio_of, speed_words
 from mpdiag.report.html_numbers import share
 from mpdiag.report.read_again import second_reading
 
@@ -19,10 +20,10 @@ def baseline_words(diagnosis: Diagnosis) -> str:
     """What the arms are held against, and how far that is from what the user's settings compute now."""
     run = diagnosis.verification
     text = "The baseline is FP32 in IEEE arithmetic, without TF32."
-    own = ratio_of(run, STEP_TIME, CONFIGURED) if run else None
+    own = ratio_of(run, STEP_TIME, FP32_CONFIGURED) if run else None
     if run is not None and own is not None:
         arms = run.costs.timing.arms if run.costs.timing else ()
-        precision = next((t.precision for t in arms if t.arm == CONFIGURED), CONFIGURED)
+        precision = next((t.precision for t in arms if t.arm == FP32_CONFIGURED), FP32_CONFIGURED)
         return f"{text} Your present settings, {precision}: {speed_words(own)}."
     if _settings_are_ieee(diagnosis):
         return f"{text} Your settings compute the same now, so a ratio to it is one to what you have."

@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpdiag.arm_names import (
+    BASELINE,
+    BF16,
+    FP16,
+    FP16_CHANNELS_LAST,
+    FP16_COMPILED,
+    FP16_PLAN,
+    FP16_PURE,
+    FP16_UNSCALED,
+    FP32_CONFIGURED,
+    TF32,
+)
 from mpdiag.costs.tensor_cores import TF32_MATMUL
 from mpdiag.device.bodies import unsupported
 from mpdiag.device.precision_settings import configured, is_ieee
 from mpdiag.diagnosis import LossScaleAdvice
 from mpdiag.plan import IslandPlan
 from mpdiag.training.precision import Precision
-
-BASELINE = "fp32"
-FP32_CONFIGURED = "fp32-configured"
-FP16 = "fp16"
-FP16_PLAN = "fp16-plan"
-FP16_UNSCALED = "fp16-unscaled"
-FP16_PURE = "fp16-pure"
-BF16 = "bf16"
-TF32 = "tf32"
-FP16_CHANNELS_LAST = "fp16-channels-last"
-FP16_COMPILED = "fp16-compile"
-
 
 _BESIDE_ISLANDS = {
     FP16_CHANNELS_LAST: f"it is held against {FP16}, and {FP16_PLAN} is what to train in here",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mpdiag.arm_names import FP16, FP16_CHANNELS_LAST
 from mpdiag.costs.kernels import ArmKernels, WhyNot
 from mpdiag.costs.record import Costs
 from mpdiag.diagnosis import Comparison
 from mpdiag.measure.why_not import BY_ARM, LAYOUT
-from mpdiag.verify.arms import FP16, FP16_CHANNELS_LAST
 from mpdiag.verify.cost_ratios import compare_step_times
 
 OF_THE_STEP = "not told for one layer: the arm {arm} was timed as a whole"

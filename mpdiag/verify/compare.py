@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mpdiag.accuracy import PairedTest
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Comparison, Trial
 from mpdiag.target.metrics import higher_is_better as is_higher_better
-from mpdiag.verify.arms import BASELINE
 from mpdiag.verify.paired_test import (
     LOSS_FLOOR,
     METRIC_FLOOR,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpdiag.accuracy import ControlOutcome
+from mpdiag.arm_names import FP16_PURE, FP16_UNSCALED
 from mpdiag.diagnosis import Comparison
-from mpdiag.verify.arms import FP16_PURE, FP16_UNSCALED
 from mpdiag.verify.compare import CRASHED, NOT_GIVEN
 
 CONTROLS = (FP16_UNSCALED, FP16_PURE)

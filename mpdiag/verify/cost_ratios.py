@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mpdiag.arm_names import FP32_CONFIGURED, TF32
 from mpdiag.costs.energy import EnergyUse
 from mpdiag.costs.memory import MemoryUse
 from mpdiag.costs.record import Costs
 from mpdiag.costs.timing import ArmTime, Timing
 from mpdiag.diagnosis import Comparison, Trial
-from mpdiag.verify.arms import FP32_CONFIGURED, TF32
 from mpdiag.verify.block_ratio import (
     NARROW,
     geometric_mean,

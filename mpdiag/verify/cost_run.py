@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from mpdiag.arm_names import BASELINE, BF16, FP16, FP16_COMPILED, FP16_PLAN, FP16_PURE
 from mpdiag.costs.kernels import ArmKernels
 from mpdiag.costs.record import Costs
 from mpdiag.costs.tensor_cores import Calibration
@@ -26,7 +27,7 @@ from mpdiag.settings import MAX_HALVINGS
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import samples_in
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_COMPILED, FP16_PLAN, FP16_PURE, Arm, timed_arms
+from mpdiag.verify.arms import Arm, timed_arms
 from mpdiag.verify.batch_stage import largest_batches
 from mpdiag.verify.costs_asked import CostsAsked
 from mpdiag.verify.energy_stage import SO_THAT, plan_windows, with_left_out

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpdiag.accuracy import CurveBand
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Trial
-from mpdiag.verify.arms import BASELINE
 from mpdiag.verify.twins import distinct
 
 FEWEST_SEEDS = 3  # two have two sign patterns: a band of 50 % says nothing

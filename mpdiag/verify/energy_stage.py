@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mpdiag.arm_names import BF16, FP16_PURE
 from mpdiag.device.block import LEAD_IN_SECONDS
 from mpdiag.measure.energy import ROUNDS, ArmWindows
 from mpdiag.measure.energy import SECONDS as LONG_SECONDS
 from mpdiag.measure.sharing import REST_SECONDS
-from mpdiag.verify.arms import BF16, FP16_PURE
 
 SHORT_SECONDS = 2.1  # twenty ticks of the energy counter, the fewest that are worth a figure
 MORE_ROUNDS = 5  # where there is time: the interval of five windows is half as wide as that of three

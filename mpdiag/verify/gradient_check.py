@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mpdiag.accuracy import GradientCheck, GradientError
+from mpdiag.arm_names import BASELINE, BF16, FP16, FP16_PLAN, FP16_UNSCALED
 from mpdiag.device.random_state import random_state_kept
 from mpdiag.errors import MpdiagError
 from mpdiag.target import Job, Start
@@ -21,7 +22,7 @@ from mpdiag.target.job import seed_everything
 from mpdiag.training.islands import fp32_islands, lift_islands
 from mpdiag.training.precision import FP32_IEEE, Precision, in_force
 from mpdiag.training.session import Session, build_session, total
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN, FP16_UNSCALED, Arm, tf32_arm
+from mpdiag.verify.arms import Arm, tf32_arm
 from mpdiag.verify.deadline import short
 from mpdiag.verify.plan import Pace
 

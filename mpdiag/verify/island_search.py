@@ -9,6 +9,7 @@ import torch
 
 from mpdiag.advice.islands import described, gradient_candidates, in_forward_order, overflowing_layers
 from mpdiag.advice.loss_scale import WITHOUT_SCALE, Part
+from mpdiag.arm_names import FP16, FP16_PLAN
 from mpdiag.costs.record import Costs
 from mpdiag.diagnosis import Advice, Capture, TensorKind
 from mpdiag.errors import UsageError
@@ -16,7 +17,6 @@ from mpdiag.loop import for_all_optimizers
 from mpdiag.plan import NOTHING_LEFT, IslandPlan, plan_snippet
 from mpdiag.target import Job, Start
 from mpdiag.training.precision import FP16_AUTOCAST, emulated
-from mpdiag.verify.arms import FP16, FP16_PLAN
 from mpdiag.verify.cost_ratios import compare_step_times
 from mpdiag.verify.island_trial import (
     FORWARD,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from mpdiag.arm_names import BASELINE, BF16, FP16, FP16_PURE, FP16_UNSCALED, FP32_CONFIGURED
 from mpdiag.settings import MIN_VERIFY_STEPS, SEEDS
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PURE, FP16_UNSCALED, FP32_CONFIGURED, Arm
+from mpdiag.verify.arms import Arm
 
 EASY_STEPS = 4 * MIN_VERIFY_STEPS  # kept where a seed can go for them
 FEW_STEPS = 2 * MIN_VERIFY_STEPS  # ... and where fewer than three would remain: two seeds hardly give an interval

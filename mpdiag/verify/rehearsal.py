@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from mpdiag.arm_names import BASELINE, FP16
 from mpdiag.errors import MpdiagError
 from mpdiag.target import Job, Start
 from mpdiag.training.session import open_session, total
-from mpdiag.verify.arms import BASELINE, FP16, Arm
+from mpdiag.verify.arms import Arm
 from mpdiag.verify.plan import Pace
 
 REHEARSAL_STEPS = 4  # the first is warm-up; of the others the quickest counts, for others may use the machine

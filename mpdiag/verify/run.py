@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from mpdiag.accuracy import NO_GRADIENT_CHECK, GradientCheck
+from mpdiag.arm_names import BASELINE, FP16
 from mpdiag.costs.gpu import ON_THE_CPU
 from mpdiag.costs.record import Costs
 from mpdiag.device.stopwatch import release_memory
@@ -22,7 +23,7 @@ from mpdiag.settings import MAX_HALVINGS, TRAINING_SHARE
 from mpdiag.target import Job, Start
 from mpdiag.target.batches import samples_in
 from mpdiag.target.metrics import metric_notes
-from mpdiag.verify.arms import BASELINE, FP16, Arm, arms_for
+from mpdiag.verify.arms import Arm, arms_for
 from mpdiag.verify.compare import compare_arms
 from mpdiag.verify.controls import control_outcomes
 from mpdiag.verify.cost_ratios import cost_comparisons, with_costs

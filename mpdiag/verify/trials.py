@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from mpdiag.arm_names import BASELINE
 from mpdiag.costs.gpu import ON_THE_CPU
 from mpdiag.diagnosis import Trial
 from mpdiag.errors import MpdiagError
@@ -14,7 +15,7 @@ from mpdiag.target import Job, Start
 from mpdiag.target.metrics import NO_METRIC
 from mpdiag.training.precision import emulated
 from mpdiag.training.session import open_session, total
-from mpdiag.verify.arms import BASELINE, Arm
+from mpdiag.verify.arms import Arm
 from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME, TENSOR_CORE
 from mpdiag.verify.what_overflowed import first_overflow
 

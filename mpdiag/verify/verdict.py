@@ -8,8 +8,8 @@ from dataclasses import replace
 from mpdiag.advice.checks.evaluation import EVALUATION_FAILS
 from mpdiag.advice.checks.optimizer_state import NOTHING_TRAINS
 from mpdiag.advice.from_runs import advise_on_trials, with_findings
+from mpdiag.arm_names import BASELINE, BF16, FP16, FP16_PLAN
 from mpdiag.diagnosis import Advice, Comparison, Finding, LossScaleAdvice, SelfTest, Trial, Verification
-from mpdiag.verify.arms import BASELINE, BF16, FP16, FP16_PLAN
 from mpdiag.verify.compare import NOT_FINITE, NOT_GIVEN
 from mpdiag.verify.cost_ratios import ENERGY, PEAK_MEMORY, STEP_TIME
 from mpdiag.verify.repeat import why_it_strays

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mpdiag.arm_names import BASELINE, FP32_CONFIGURED, TF32
 from mpdiag.diagnosis import Advice, Comparison, LossScaleAdvice, Trial
-from mpdiag.verify.arms import BASELINE, FP32_CONFIGURED, TF32
 from mpdiag.verify.cost_ratios import PEAK_MEMORY, STEP_TIME
 
 NAMED = 4  # modules in the verdict's sentence; the plan has all

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mpdiag.arm_names import BF16, FP16_CHANNELS_LAST, FP16_COMPILED, FP16_PLAN, FP16_PURE, FP32_CONFIGURED, TF32
 from mpdiag.measure.fleet import PACE_STEPS
 from mpdiag.settings import PREDICTION_SHARE, TRAINING_SHARE, WARMUP_STEPS
 from mpdiag.training.precision import Precision
-from mpdiag.verify.arms import BF16, FP16_CHANNELS_LAST, FP16_COMPILED, FP16_PLAN, FP16_PURE, FP32_CONFIGURED, TF32
 from mpdiag.verify.deadline import short
 from mpdiag.verify.plan import Pace
 

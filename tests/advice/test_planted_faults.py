@@ -39,7 +39,7 @@ MODELS = (
         ).split()
     ),
 )
-ON_A_GPU_ALONE = {"MP111"}  # how cuBLAS adds up is not emulated; its cases are in test_op_checks.py
+ON_A_GPU_ALONE = {"MP111"}  # how cuBLAS adds up is not emulated; its cases are in test_op_overflow_checks.py
 SMALL_GPT = {"CONTEXT": 32, "BATCH": 8, "WIDTH": 32, "HEADS": 2, "LAYERS": 2}
 
 

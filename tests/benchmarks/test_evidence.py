@@ -12,8 +12,8 @@ import torch
 import evidence_index
 import report_samples as samples
 from judged_again import judged_again
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Diagnosis, Finding, SelfTest, Verification
-from mpdiag.verify.arms import BASELINE
 from mpdiag.verify.repeat import ANOTHER_ORDER, KEEPS_STATE
 from mpdiag.verify.run import VerificationRun
 from paper_samples import line, row_of

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpdiag.arm_names import FP16_COMPILED
 from mpdiag.measure import timing
 from mpdiag.measure.fleet import Fleet, open_fleet
 from mpdiag.measure.timing import ANEW, arms_left_out, time_arms
 from mpdiag.target import load_job
 from mpdiag.training.precision import FP16_AUTOCAST, FP32_IEEE
 from mpdiag.verify import cost_run
-from mpdiag.verify.arms import FP16_COMPILED, Arm
+from mpdiag.verify.arms import Arm
 from mpdiag.verify.cost_run import CostRun
 from mpdiag.verify.warm_up import LEFT_OUT_FIRST
 

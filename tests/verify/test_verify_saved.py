@@ -87,7 +87,7 @@ def test_other_data_is_said(target):
 
 @pytest.mark.parametrize(("at", "said"), [((20,), False), ((20, 30), False), ((0, 20), True), ((0,), True)])
 def test_first_losses_are_compared_only_where_both_were_seen(target, at, said):
-    from mpdiag.verify.arms import BASELINE
+    from mpdiag.arm_names import BASELINE
 
     saved = scanned(at=at)
     found = verify_saved(saved, device="cpu", verify_steps=6, seeds=1)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import TrialCheck
-from mpdiag.advice.checks.fp16_runs import BASELINE, advised
+from mpdiag.advice.checks.fp16_runs import advised
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Advice, Finding, Trial, Verification
 from mpdiag.finding import Certainty
 

@@ -11,7 +11,6 @@ from mpdiag.advice.checks.check import TrialCheck, number
 from mpdiag.diagnosis import Advice, Finding, Trial, Verification
 
 ARMS = ("fp16-plan", "fp16")  # the arms that train as mpdiag advises, the one with FP32 islands first
-BASELINE, UNSCALED = "fp32", "fp16-unscaled"
 MENDED = "mended_by_plan"  # in the evidence: plain FP16 does it, and the plan's runs do not
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import Check, RunCheck
+from mpdiag.arm_names import BASELINE, FP16
 from mpdiag.costs.kernels import ArmKernels
 from mpdiag.costs.memory import why_not_half
 from mpdiag.costs.timed_arms import as_fast_in_tf32, compiled_step, compiled_words, step_ratio, tf32_words
@@ -13,7 +14,6 @@ from mpdiag.diagnosis import Capture, Diagnosis, Finding, LossScaleAdvice, Tenso
 from mpdiag.finding import Certainty
 from mpdiag.loop import Layer
 
-BASELINE, FP16 = "fp32", "fp16"
 _AMPERE = 8.0  # compute capability from which NVIDIA's tensor cores multiply TF32
 FP16_TILE = 8  # channels: 16 bytes, NVIDIA's matrix multiplication guide
 _DECIDED = ("better", "equivalent", "worse")  # of a ratio; what the machine's noise hides is no speed-up and no loss

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from mpdiag.advice.checks.check import TrialCheck, island, number, owner
-from mpdiag.advice.checks.fp16_runs import BASELINE, UNSCALED, Fp16Check, cause, said
+from mpdiag.advice.checks.fp16_runs import Fp16Check, cause, said
 from mpdiag.advice.scale_window import NEGLIGIBLE_ENERGY
+from mpdiag.arm_names import BASELINE, FP16_UNSCALED
 from mpdiag.diagnosis import Advice, Finding, TensorKind, Trial, Verification
 from mpdiag.finding import Certainty
 from mpdiag.foretold import TensorForecast
@@ -157,7 +158,7 @@ class NonfiniteTraining(Fp16Check):
         later = sum(not math.isfinite(loss) for loss in after)
         when = f"from step {step} on" if later == len(after) else f"at step {step} and {later} of {len(after)} later"
         gone = not all(map(math.isfinite, after[len(after) // 2 :] or first.losses[-1:]))
-        unscaled = [t for t in verification.trials if t.arm == UNSCALED and t.seed in sound]
+        unscaled = [t for t in verification.trials if t.arm == FP16_UNSCALED and t.seed in sound]
         hopeless = any(not all(map(math.isfinite, t.losses)) for t in unscaled)
         why, module = cause(broken)
         find_out = "find what overflows in the forward pass (scan from a checkpoint near that step: --start-from)"
