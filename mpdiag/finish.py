@@ -10,6 +10,7 @@ from typing import Any
 
 from mpdiag.advice import before_runs
 from mpdiag.api import late_findings, load, verification_stage
+from mpdiag.arm_names import BASELINE
 from mpdiag.diagnosis import Asked, Diagnosis, TargetRecord
 from mpdiag.draft import Draft
 from mpdiag.errors import UsageError
@@ -88,7 +89,6 @@ def verify_saved(
 
 def _with_first_losses(diagnosis: Diagnosis) -> TargetRecord | None:
     """The target, with a note where FP32's first loss is not the one of the capture: something else was trained."""
-    from mpdiag.arm_names import BASELINE
     from mpdiag.target.record import SINCE
 
     target, capture, run = diagnosis.target, diagnosis.capture, diagnosis.verification
